@@ -1,0 +1,131 @@
+"""Put an AI agent behind a chat: one handler, two doors, conversations kept, people kept apart.
+
+To read the code, begin with `models` (the words) and `turn` (what a yielded event alters), then follow a Change: `runner` stores
+and publishes it, `broadcast` brings it to people. `server` is the face, `docs/architecture.md` the plan of the house.
+"""
+
+from dooers.analytics import AnalyticsBatch, AnalyticsEvent, AnalyticsEventPayload, FeedbackData
+from dooers.config import WorkerConfig
+from dooers.context import WorkerAnalytics, WorkerContext, WorkerIncoming, WorkerMemory, WorkerSettings
+from dooers.dispatch import DispatchStream
+from dooers.exceptions import (
+    AlreadyConnectedError,
+    ConfigError,
+    DispatchError,
+    DooersError,
+    ForbiddenError,
+    HandlerError,
+    InternalFieldError,
+    InvalidCursorError,
+    InvalidValueError,
+    NotConfiguredError,
+    NotConnectedError,
+    NotFoundError,
+    ProtocolError,
+    ReadOnlyError,
+    SignatureError,
+    StoreError,
+    ThreadBusyError,
+    TooLargeError,
+    UnauthenticatedError,
+)
+from dooers.history import HistoryFormat
+from dooers.models import (
+    Actor,
+    ContentPart,
+    DocumentPart,
+    EventType,
+    Identity,
+    ImagePart,
+    Run,
+    RunStatus,
+    TextPart,
+    Thread,
+    ThreadEvent,
+    User,
+)
+from dooers.repository import Repository
+from dooers.schema import (
+    Help,
+    Internal,
+    Label,
+    Number,
+    Placeholder,
+    ReadOnly,
+    Secret,
+    SettingsField,
+    SettingsFieldGroup,
+    SettingsFieldType,
+    SettingsSchema,
+    SettingsSelectOption,
+    Text,
+)
+from dooers.send import WorkerEvent, WorkerSend
+from dooers.server import WorkerServer
+from dooers.session import AuthRequest
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Actor",
+    "AlreadyConnectedError",
+    "AnalyticsBatch",
+    "AnalyticsEvent",
+    "AnalyticsEventPayload",
+    "AuthRequest",
+    "ConfigError",
+    "ContentPart",
+    "DispatchError",
+    "DispatchStream",
+    "DocumentPart",
+    "DooersError",
+    "EventType",
+    "FeedbackData",
+    "ForbiddenError",
+    "HandlerError",
+    "Help",
+    "HistoryFormat",
+    "Identity",
+    "ImagePart",
+    "Internal",
+    "InternalFieldError",
+    "InvalidCursorError",
+    "InvalidValueError",
+    "Label",
+    "NotConfiguredError",
+    "NotConnectedError",
+    "NotFoundError",
+    "Number",
+    "Placeholder",
+    "ProtocolError",
+    "ReadOnly",
+    "ReadOnlyError",
+    "Repository",
+    "Run",
+    "RunStatus",
+    "Secret",
+    "SettingsField",
+    "SettingsFieldGroup",
+    "SettingsFieldType",
+    "SettingsSchema",
+    "SettingsSelectOption",
+    "SignatureError",
+    "StoreError",
+    "Text",
+    "TextPart",
+    "Thread",
+    "ThreadBusyError",
+    "ThreadEvent",
+    "TooLargeError",
+    "UnauthenticatedError",
+    "User",
+    "WorkerAnalytics",
+    "WorkerConfig",
+    "WorkerContext",
+    "WorkerEvent",
+    "WorkerIncoming",
+    "WorkerMemory",
+    "WorkerSend",
+    "WorkerServer",
+    "WorkerSettings",
+]

@@ -1,0 +1,327 @@
+"""JSON and the strict reading of it: text to plain values, plain values to models, and the path of whatever does not fit.
+
+Not the protocol: which frames exist is `protocol.py`'s business. Nothing here coerces: "1" is not a number, null is not a text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, datetime, time
+from decimal import Decimal
+from enum import Enum
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
+from uuid import UUID
+
+import attrs
+import cattrs
+import orjson
+from cattrs.cols import list_structure_factory
+
+from dooers.exceptions import InvalidValueError, ProtocolError
+from dooers.models import ContentPart, DocumentPart, ImagePart, TextPart, User
+
+__all__ = [
+    "clean",
+    "dumps",
+    "fault",
+    "loads",
+    "part",
+    "parts",
+    "plain",
+    "plain_parts",
+    "plain_user",
+    "structure",
+    "user",
+]
+
+T = TypeVar("T")
+
+# What no backend can keep: PostgreSQL has no NUL in text, UTF-8 no lone surrogates. Replacing them here, before anything
+# is stored, is what makes every backend store the same.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_DEPTH = 100
+
+
+def clean(text: str) -> str:
+    """The text without what storage cannot hold: NUL goes, a lone surrogate becomes U+FFFD. Everything else stays as it is."""
+    if text.isascii() and "\x00" not in text:
+        return text
+    return _UNSTORABLE.sub(lambda found: "" if found[0] == "\x00" else "\ufffd", text)
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON text. Times become ISO 8601 with `Z`."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_UTC_Z).decode()
+    except TypeError:
+        # Integers over 64 bits are beyond orjson, and rare enough to take the slow road.
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_iso)
+
+
+def _iso(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    raise TypeError(f"cannot write a {type(value).__name__} as JSON")
+
+
+def loads(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError where it is none."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        # orjson refuses "\ud800"; browsers send it when somebody cuts an emoji in half. NaN is not JSON for either of us.
+        return plain(json.loads(text, parse_constant=_not_json))
+
+
+def _not_json(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON")
+
+
+# ---------------------------------------------------------------- any Python value to plain JSON values
+
+
+def plain(value: Any, path: str = "value") -> Any:
+    """A deep copy in plain JSON values, or InvalidValueError with the path of what has no such form.
+
+    Takes dataclasses, attrs classes, enums, times, UUIDs, decimals, sets, mappings and whatever has a `model_dump()`.
+    NaN and infinities become null, as they do in JavaScript.
+    """
+    return _plain(value, path, 0)
+
+
+def _plain(value: Any, path: str, depth: int) -> Any:
+    kind = type(value)
+    if kind is str:
+        return clean(value)
+    if kind is int or kind is bool or value is None:
+        return value
+    if depth > _DEPTH:
+        raise InvalidValueError(f"{path}: nested more than {_DEPTH} deep")
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_key(key, path): _plain(item, f"{path}.{key}", depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
+    for types, convert in _PLAIN:
+        if isinstance(value, types):
+            return _plain(convert(value), path, depth + 1)
+    if attrs.has(kind):
+        return _plain({f.name: getattr(value, f.name) for f in attrs.fields(kind)}, path, depth + 1)
+    if dataclasses.is_dataclass(value):
+        return _plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, path, depth + 1)
+    if callable(dump := getattr(value, "model_dump", None)):
+        return _plain(dump(mode="json"), path, depth + 1)
+    raise InvalidValueError(f"{path}: expected something with a JSON form, got {kind.__qualname__}")
+
+
+def _key(key: Any, path: str) -> str:
+    if isinstance(key, Enum):
+        key = key.value
+    if not isinstance(key, str | int | float | UUID | datetime | date) or isinstance(key, bool):
+        raise InvalidValueError(f"{path}: expected keys that are text, got {type(key).__qualname__}")
+    return clean(str(key))
+
+
+_PLAIN: tuple[tuple[type | tuple[type, ...], Callable[[Any], Any]], ...] = (
+    (Enum, lambda value: value.value),
+    (str, str),
+    (bool, bool),
+    (int, int),
+    (float, float),
+    ((datetime, date, time), lambda value: value.isoformat()),
+    (UUID, str),
+    (Decimal, lambda value: int(value) if value == value.to_integral_value() else float(value)),
+)
+
+
+# ---------------------------------------------------------------- plain JSON values to models, strictly
+
+
+class _Unfit(ValueError):
+    """What a hook below says; the path is added on the way up."""
+
+
+_JSON_NAMES = {
+    dict: "object",
+    list: "array",
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    NoneType: "null",
+}
+
+
+def _json_name(value: Any) -> str:
+    return _JSON_NAMES.get(type(value), type(value).__name__)
+
+
+def _scalar(expected: str, *accepted: type) -> Callable[[Any, Any], Any]:
+    def hook(value: Any, _: Any) -> Any:
+        if type(value) not in accepted:
+            raise _Unfit(f"expected {expected}, got {_json_name(value)}")
+        return clean(value) if type(value) is str else value
+
+    return hook
+
+
+def _literal_hook(annotation: Any) -> Callable[[Any, Any], Any]:
+    allowed = get_args(annotation)
+
+    def hook(value: Any, _: Any) -> Any:
+        if type(value) is not str or value not in allowed:
+            raise _Unfit(f"expected {' or '.join(map(repr, allowed))}, got {value!r:.60}")
+        return value
+
+    return hook
+
+
+def _list_hook(annotation: Any, converter: cattrs.BaseConverter) -> Callable[[Any, Any], Any]:
+    inner = list_structure_factory(annotation, converter)
+
+    def hook(value: Any, kind: Any) -> Any:
+        if type(value) is not list:
+            raise _Unfit(f"expected array, got {_json_name(value)}")
+        return inner(value, kind)
+
+    return hook
+
+
+def _object_hook(annotation: Any, converter: Any) -> Callable[[Any, Any], Any]:
+    inner = cattrs.gen.make_dict_structure_fn(annotation, converter)
+
+    def hook(value: Any, kind: Any) -> Any:
+        if type(value) is not dict:
+            raise _Unfit(f"expected object, got {_json_name(value)}")
+        return inner(value, kind)
+
+    return hook
+
+
+_PARTS: dict[str, type[ContentPart]] = {"text": TextPart, "image": ImagePart, "document": DocumentPart}
+
+
+def _part_hook(value: Any, _: Any) -> ContentPart:
+    if type(value) is not dict:
+        raise _Unfit(f"expected object, got {_json_name(value)}")
+    kind = value.get("type")
+    chosen = _PARTS.get(kind) if type(kind) is str else None
+    if chosen is None:
+        raise _Unfit(f".type: expected one of {', '.join(map(repr, _PARTS))}, got {kind!r:.60}")
+    return _converter.structure(value, chosen)
+
+
+def _any_object(value: Any, _: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise _Unfit(f"expected object, got {_json_name(value)}")
+    return plain(value)  # type: ignore[no-any-return]
+
+
+def _is_literal(kind: Any) -> bool:
+    return get_origin(kind) is Literal
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) is list
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=True)
+    # Order matters: cattrs compiles and keeps a class's hook at first use, with the hooks known by then.
+    converter.register_structure_hook(str, _scalar("string", str))
+    converter.register_structure_hook(int, _scalar("integer", int))
+    converter.register_structure_hook(float, _scalar("number", int, float))
+    converter.register_structure_hook(bool, _scalar("boolean", bool))
+    converter.register_structure_hook_func(lambda kind: kind == dict[str, Any], _any_object)
+    converter.register_structure_hook(ContentPart, _part_hook)
+    converter.register_structure_hook_factory(_is_literal, _literal_hook)
+    converter.register_structure_hook_factory(_is_list, _list_hook)
+    converter.register_structure_hook_factory(attrs.has, _object_hook)
+    return converter
+
+
+_converter = _make_converter()
+
+
+def structure(value: Any, kind: type[T], path: str = "") -> T:
+    """A model of `kind` from plain JSON values, or ProtocolError with the path of the first fault. Unknown keys are ignored."""
+    try:
+        return _converter.structure(value, kind)
+    except Exception as error:
+        where, what = fault(error, path)
+        raise ProtocolError(what, path=where) from None
+
+
+def fault(error: BaseException, path: str = "") -> tuple[str, str]:
+    """Path and meaning of the first fault in what cattrs raised."""
+    while isinstance(error, cattrs.ClassValidationError | cattrs.IterableValidationError):
+        noted, bare = error.group_exceptions()
+        if not noted:
+            error = bare[0]
+            continue
+        inner, note = noted[0]
+        error = inner
+        step = f"[{note.index}]" if isinstance(note, cattrs.IterableValidationNote) else f".{note.name}"
+        path = f"{path}{step}" if path else step.removeprefix(".")
+    if isinstance(error, KeyError):
+        return f"{path}.{error.args[0]}" if path else str(error.args[0]), "is required"
+    what = str(error) if isinstance(error, ValueError) else f"does not fit ({type(error).__name__})"
+    if what.startswith("."):  # a hook named a key further down
+        step, _, what = what.partition(": ")
+        path += step
+    return path, what
+
+
+# ---------------------------------------------------------------- content parts and people, in and out
+
+
+def part(value: Any) -> ContentPart:
+    """A content part from itself, from a dict or from a text; InvalidValueError for anything else."""
+    if isinstance(value, TextPart | ImagePart | DocumentPart):
+        value = attrs.asdict(value)
+    elif isinstance(value, str):
+        return TextPart(clean(value))
+    try:
+        return structure(value, ContentPart)  # type: ignore[arg-type]
+    except ProtocolError as error:
+        raise InvalidValueError(f"content: {error}") from None
+
+
+def parts(values: Iterable[Any]) -> list[ContentPart]:
+    """Content parts from parts, dicts or texts."""
+    return [part(value) for value in values]
+
+
+def plain_parts(content: Iterable[ContentPart]) -> list[dict[str, Any]]:
+    """Content parts as they go on the wire and into storage: `type` first, nulls dropped."""
+    return [
+        {"type": one.type, "text": one.text}
+        if type(one) is TextPart
+        else {"type": one.type, **{k: v for k, v in attrs.asdict(one).items() if v is not None and k != "type"}}
+        for one in content
+    ]
+
+
+def plain_user(person: User) -> dict[str, Any]:
+    """A person as they go on the wire and into storage."""
+    return {
+        "user_id": person.user_id,
+        "user_name": person.user_name,
+        "user_email": person.user_email,
+        "user_role": person.user_role,
+        "identity_ids": list(person.identity_ids),
+        "system_role": person.system_role,
+        "organization_role": person.organization_role,
+        "workspace_role": person.workspace_role,
+    }
+
+
+def user(value: Mapping[str, Any]) -> User:
+    """The person that `plain_user` wrote."""
+    return User(**{**value, "identity_ids": tuple(value.get("identity_ids", ()))})

@@ -1,0 +1,172 @@
+"""WorkerConfig: every knob of a worker, checked when it is constructed. Reads the environment once, opens nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, Literal, TypeAlias, get_args
+
+from attrs import Attribute, Factory, field, fields, frozen
+
+from dooers.exceptions import ConfigError
+from dooers.schema import SettingsSchema
+
+__all__ = ["DatabaseType", "WorkerConfig"]
+
+DatabaseType: TypeAlias = Literal["postgres", "sqlite", "cosmos", "memory"]
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+_PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}|")
+
+Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
+
+
+def _of(*types: type) -> Validator:
+    def check(_: Any, attribute: Attribute[Any], value: Any) -> None:
+        # bool is an int to isinstance, but `database_port=True` is a mistake.
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            names = " or ".join("None" if t is type(None) else t.__name__ for t in types)
+            raise ConfigError(f"WorkerConfig.{attribute.name}: expected {names}, got {value!r}")
+
+    return check
+
+
+def _at_least(low: float, *types: type) -> Validator:
+    typed = _of(*(types or (int,)))
+
+    def check(instance: Any, attribute: Attribute[Any], value: Any) -> None:
+        typed(instance, attribute, value)
+        if value is not None and value < low:
+            raise ConfigError(f"WorkerConfig.{attribute.name}: expected at least {low}, got {value!r}")
+
+    return check
+
+
+def _port(instance: Any, attribute: Attribute[Any], value: Any) -> None:
+    _of(int)(instance, attribute, value)
+    if not 1 <= value <= 65535:
+        raise ConfigError(f"WorkerConfig.{attribute.name}: expected a port from 1 to 65535, got {value!r}")
+
+
+def _prefix(instance: Any, attribute: Attribute[Any], value: Any) -> None:
+    _of(str)(instance, attribute, value)
+    if not _PREFIX.fullmatch(value):
+        raise ConfigError(
+            f"WorkerConfig.{attribute.name}: expected letters, digits and underscores (at most 40, no digit first), got {value!r}"
+        )
+
+
+def _known_database(_: Any, attribute: Attribute[Any], value: Any) -> None:
+    known = get_args(DatabaseType)
+    if value not in known:
+        near = get_close_matches(str(value).lower().replace("postgresql", "postgres"), known, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"WorkerConfig.{attribute.name}: expected one of {', '.join(known)}, got {value!r}{hint}")
+
+
+def _schema(_: Any, attribute: Attribute[Any], value: Any) -> None:
+    if value is not None and not isinstance(value, SettingsSchema):
+        hint = "; a settings class goes to @worker.settings" if isinstance(value, type) else ""
+        raise ConfigError(f"WorkerConfig.{attribute.name}: expected a SettingsSchema, got {value!r}{hint}")
+
+
+def _url(instance: Any, attribute: Attribute[Any], value: Any) -> None:
+    _of(str, type(None))(instance, attribute, value)
+    if value is not None and not value.startswith(("http://", "https://")):
+        raise ConfigError(f"WorkerConfig.{attribute.name}: expected an http(s) URL, got {value!r}")
+
+
+def _environment(variable: str, default: Any, parse: Callable[[str], Any] = str) -> Any:
+    """A default that the environment may replace; what is passed to WorkerConfig goes before both."""
+
+    def read() -> Any:
+        text = os.environ.get(variable)
+        if text is None:
+            return default
+        try:
+            return parse(text)
+        except ValueError:
+            raise ConfigError(f"{variable}: expected {parse.__name__.strip('_')}, got {text!r}") from None
+
+    return Factory(read)
+
+
+def _bool(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in _TRUE + _FALSE:
+        raise ValueError(word)
+    return word in _TRUE
+
+
+@frozen(kw_only=True)
+class WorkerConfig:
+    """How a worker is set up. Wrong values raise ConfigError here, not later.
+
+    Durations are seconds, sizes are bytes. `database_host, _port, _user, _name, _password, _key` and `_ssl` fall back
+    to `WORKER_DATABASE_HOST` and so on, then to the default; what you pass wins.
+    """
+
+    # Which database. For sqlite `database_name` is the path of the file (":memory:" keeps it in this process).
+    database_type: DatabaseType = field(default="postgres", validator=_known_database)
+    database_host: str = field(default=_environment("WORKER_DATABASE_HOST", "localhost"), validator=_of(str))
+    database_port: int = field(default=_environment("WORKER_DATABASE_PORT", 5432, int), validator=_port)
+    database_user: str = field(default=_environment("WORKER_DATABASE_USER", "postgres"), validator=_of(str))
+    database_name: str = field(default=_environment("WORKER_DATABASE_NAME", ""), validator=_of(str))
+    database_password: str = field(
+        default=_environment("WORKER_DATABASE_PASSWORD", ""), validator=_of(str), repr=lambda _: "'***'"
+    )
+    database_key: str = field(
+        default=_environment("WORKER_DATABASE_KEY", ""), validator=_of(str), repr=lambda _: "'***'"
+    )
+    database_ssl: bool = field(default=_environment("WORKER_DATABASE_SSL", False, _bool), validator=_of(bool))
+    database_table_prefix: str = field(default="worker_", validator=_prefix)
+    database_auto_migrate: bool = field(default=True, validator=_of(bool))
+
+    # Who answers.
+    worker_id: str = field(default="worker", validator=_of(str))
+    assistant_name: str = field(default="Assistant", validator=_of(str))
+    settings_schema: SettingsSchema | None = field(default=None, validator=_schema)
+    private_threads: bool = field(default=False, validator=_of(bool))
+
+    # Analytics. Without a URL nothing ever leaves the process.
+    analytics_enabled: bool = field(default=True, validator=_of(bool))
+    analytics_webhook_url: str | None = field(default=None, validator=_url)
+    analytics_batch_size: int = field(default=10, validator=_at_least(1))
+    analytics_flush_interval: float = field(default=5.0, validator=_at_least(0.01, int, float))
+
+    # Limits on what a client can make grow.
+    max_frame_bytes: int = field(default=4 * 1024 * 1024, validator=_at_least(1024))
+    max_content_parts: int = field(default=100, validator=_at_least(1))
+    max_subscriptions: int = field(default=1000, validator=_at_least(1))
+    connect_timeout: float = field(default=30.0, validator=_at_least(0.01, int, float))
+    outbox_frames: int = field(default=10_000, validator=_at_least(16))
+    outbox_bytes: int = field(default=16 * 1024 * 1024, validator=_at_least(65536))
+    thread_queue_limit: int = field(default=100, validator=_at_least(1))
+
+    # The turn. `pipeline_depth` is how many changes of one turn may be on their way to the disk while the handler goes on.
+    pipeline_depth: int = field(default=32, validator=_at_least(1))
+    teardown_timeout: float = field(default=10.0, validator=_at_least(0.01, int, float))
+    shutdown_grace: float = field(default=10.0, validator=_at_least(0, int, float))
+
+    def __new__(cls, **values: Any) -> WorkerConfig:
+        # attrs would raise a bare TypeError for a misspelt option; this one says what was probably meant.
+        for name in values:
+            if name not in (known := cls.names()):
+                near = get_close_matches(name, known, 1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise ConfigError(f"WorkerConfig has no option {name!r}{hint}")
+        return object.__new__(cls)
+
+    def __attrs_post_init__(self) -> None:
+        if self.database_type != "memory" and not self.database_name:
+            what = "the path of its file" if self.database_type == "sqlite" else "the name of the database"
+            raise ConfigError(
+                f"WorkerConfig.database_name: {self.database_type} needs {what}; pass it or set WORKER_DATABASE_NAME"
+            )
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names of all fields, in the order they are declared."""
+        return [attribute.name for attribute in fields(cls)]

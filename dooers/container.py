@@ -1,0 +1,108 @@
+"""Who makes what, by lifetime: the worker's own parts, the values of a turn, and what users provide. The one registry of a worker.
+
+`dependency-injector` is used as a registry with singletons and overriding, nothing more: no wiring, no container a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from dependency_injector import containers, providers
+
+from dooers.analytics import Collector
+from dooers.broadcast import Broadcast
+from dooers.clock import SystemClock
+from dooers.config import WorkerConfig
+from dooers.context import WorkerAnalytics, WorkerIncoming, WorkerMemory, WorkerSettings
+from dooers.exceptions import SignatureError
+from dooers.inject import TurnValue, TypedSnapshot
+from dooers.lanes import Lanes
+from dooers.models import Identity
+from dooers.repository import Repository
+from dooers.runner import Runner
+from dooers.schema import SettingsSchema
+from dooers.send import WorkerSend
+from dooers.settings import TypedSettings
+from dooers.stores import Store, open_store
+
+__all__ = ["SettingsOf", "SettingsShape", "Turn", "Worker", "override", "renew", "turn_values"]
+
+
+class SettingsShape:
+    """What settings this worker has: none, a classic schema, or a class that `@worker.settings` was given."""
+
+    def __init__(self, schema: SettingsSchema | None) -> None:
+        self.schema = schema
+        self.typed: TypedSettings | None = None
+
+
+class SettingsOf:
+    """Makes the settings object of a worker id."""
+
+    def __init__(self, store: Store, broadcast: Broadcast, clock: SystemClock, shape: SettingsShape) -> None:
+        self._parts = (store, broadcast, clock)
+        self._shape = shape
+
+    def __call__(self, worker_id: str, *, keep: bool = False) -> WorkerSettings:
+        return WorkerSettings(*self._parts, worker_id, self._shape.schema, self._shape.typed, keep=keep)
+
+
+class Worker(containers.DeclarativeContainer):
+    """What lives as long as the worker. Each is made when it is first asked for."""
+
+    config = providers.Dependency(instance_of=WorkerConfig)
+    clock = providers.Singleton(SystemClock)
+    shape = providers.Singleton(SettingsShape, config.provided.settings_schema)
+    store = providers.Singleton(open_store, config)
+    # Made anew each time the worker opens, for they belong to one event loop.
+    broadcast = providers.Singleton(Broadcast, clock)
+    collector = providers.Singleton(Collector, config, broadcast, clock)
+    lanes = providers.Singleton(Lanes, config.provided.thread_queue_limit)
+    settings = providers.Singleton(SettingsOf, store, broadcast, clock, shape)
+    runner = providers.Singleton(Runner, config, store, broadcast, collector, clock, lanes, settings)
+    repository = providers.Singleton(Repository, runner, store, clock, settings)
+
+
+def renew(worker: Worker) -> None:
+    """Forget what belonged to the event loop of a worker that was closed."""
+    for name in ("broadcast", "collector", "lanes", "settings", "runner", "repository"):
+        worker.providers[name].reset()  # type: ignore[attr-defined]
+
+
+class Turn(containers.DeclarativeContainer):
+    """What a handler may ask for by these names. `@worker.provide` adds to it, `worker.override` replaces in it."""
+
+    incoming = TurnValue("incoming", WorkerIncoming)
+    send = TurnValue("send", WorkerSend)
+    memory = TurnValue("memory", WorkerMemory)
+    analytics = TurnValue("analytics", WorkerAnalytics)
+    settings = TurnValue("settings", WorkerSettings)
+    identity = TurnValue("identity", Identity)
+    typed_settings = TypedSnapshot("typed_settings")
+
+
+def turn_values(worker: Worker) -> Turn:
+    """The registry of what handlers of a worker may ask for."""
+    values = Turn()
+    values.set_provider("repository", worker.repository)
+    return values
+
+
+@contextmanager
+def override(values: Turn, replacements: Mapping[str, Any]) -> Iterator[None]:
+    """Let handlers be given these values instead, until the block ends. Blocks nest."""
+    known = [name for name in values.providers if name != "typed_settings"]
+    for name in replacements:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise SignatureError(f"override: nobody provides {name!r}{hint}. Known: {', '.join(sorted(known))}")
+    with ExitStack() as stack:
+        for name, value in replacements.items():
+            # Who asks for the settings by their class means the same thing as who asks for them by name.
+            for key in (name, "typed_settings") if name == "settings" else (name,):
+                stack.enter_context(values.providers[key].override(providers.Object(value)))
+        yield

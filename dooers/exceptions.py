@@ -1,0 +1,174 @@
+"""Everything this package raises on purpose, as one tree. Not a place for control flow: each class is something a caller may catch.
+
+```
+DooersError                     anything below; `.code` is what a client sees on the wire
+├── ConfigError                 a wrong WorkerConfig or settings schema        (also a ValueError)
+├── SignatureError              a handler or provider that cannot be injected  (also a TypeError)
+├── ProtocolError               INVALID_FRAME: a frame that cannot be read; carries `.path` and `.frame_id`
+├── NotConnectedError           NOT_CONNECTED
+├── AlreadyConnectedError       ALREADY_CONNECTED
+├── UnauthenticatedError        UNAUTHENTICATED: who are you
+├── ForbiddenError              FORBIDDEN: you, but not this
+├── NotFoundError               NOT_FOUND: absent, or of another tenant (the two look the same)
+├── InvalidValueError           INVALID_VALUE: well formed, but not allowed here (also a ValueError)
+├── InvalidCursorError          INVALID_CURSOR
+├── ReadOnlyError               READONLY: a settings field that people may not change
+├── InternalFieldError          INTERNAL: a settings field that is not for clients
+├── NotConfiguredError          NOT_CONFIGURED: asked for what this worker does not have
+├── TooLargeError               TOO_LARGE
+├── ThreadBusyError             THREAD_BUSY
+├── StoreError                  SERVER_ERROR: the database did not do it
+├── DispatchError               dispatch() failed before the handler ran; the cause is `__cause__`
+└── HandlerError                the handler raised; the cause is `.original`
+```
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AlreadyConnectedError",
+    "ConfigError",
+    "DispatchError",
+    "DooersError",
+    "ForbiddenError",
+    "HandlerError",
+    "InternalFieldError",
+    "InvalidCursorError",
+    "InvalidValueError",
+    "NotConfiguredError",
+    "NotConnectedError",
+    "NotFoundError",
+    "ProtocolError",
+    "ReadOnlyError",
+    "SignatureError",
+    "StoreError",
+    "ThreadBusyError",
+    "TooLargeError",
+    "UnauthenticatedError",
+]
+
+
+class DooersError(Exception):
+    """The root of the tree. `.code` is stable and is what goes on the wire."""
+
+    code = "SERVER_ERROR"
+
+
+class ConfigError(DooersError, ValueError):
+    """A WorkerConfig, environment variable or settings schema that cannot work; raised when it is constructed."""
+
+
+class SignatureError(DooersError, TypeError):
+    """A handler or provider asks for something nobody provides; raised at registration, never in a turn."""
+
+
+class ProtocolError(DooersError):
+    """A frame that is not one of the protocol. `path` leads to the fault, `frame_id` says which frame to refuse."""
+
+    code = "INVALID_FRAME"
+
+    def __init__(self, message: str, *, path: str = "", frame_id: str | None = None, code: str | None = None) -> None:
+        super().__init__(f"{path}: {message}" if path else message)
+        self.path = path
+        self.frame_id = frame_id
+        if code is not None:
+            self.code = code
+
+
+class NotConnectedError(DooersError):
+    """A frame that needs an identity came before `connect` was acknowledged."""
+
+    code = "NOT_CONNECTED"
+
+
+class AlreadyConnectedError(DooersError):
+    """A second `connect` on one socket; the first stays in force."""
+
+    code = "ALREADY_CONNECTED"
+
+
+class UnauthenticatedError(DooersError):
+    """The connection was refused by the `@worker.authenticate` hook."""
+
+    code = "UNAUTHENTICATED"
+
+
+class ForbiddenError(DooersError):
+    """Known and in the own tenant, but not allowed."""
+
+    code = "FORBIDDEN"
+
+
+class NotFoundError(DooersError):
+    """Absent, or not for this identity. On purpose the two cannot be told apart."""
+
+    code = "NOT_FOUND"
+
+
+class InvalidValueError(DooersError, ValueError):
+    """A value of the right shape that is not allowed where it stands."""
+
+    code = "INVALID_VALUE"
+
+
+class InvalidCursorError(InvalidValueError):
+    """A paging cursor that this thread or list did not hand out."""
+
+    code = "INVALID_CURSOR"
+
+
+class ReadOnlyError(DooersError):
+    """A settings field that is shown to people but cannot be changed by them."""
+
+    code = "READONLY"
+
+
+class InternalFieldError(DooersError):
+    """A settings field that is not for clients at all."""
+
+    code = "INTERNAL"
+
+
+class NotConfiguredError(DooersError):
+    """Something this worker has not been given, for example a settings schema or a handler."""
+
+    code = "NOT_CONFIGURED"
+
+
+class TooLargeError(DooersError):
+    """Over one of the limits of WorkerConfig."""
+
+    code = "TOO_LARGE"
+
+
+class ThreadBusyError(DooersError):
+    """The thread's queue of waiting turns is full."""
+
+    code = "THREAD_BUSY"
+
+
+class StoreError(DooersError):
+    """The database refused or was not reachable. The driver's exception is `__cause__`; nothing was half written."""
+
+
+class DispatchError(DooersError):
+    """`dispatch()` failed before the handler ran: bad parameters, somebody else's thread, database down.
+
+    Nothing was stored that a retry would repeat. The reason is `__cause__`.
+    """
+
+    def __init__(self, message: str, *, code: str = "SERVER_ERROR") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class HandlerError(DooersError):
+    """The handler raised while it ran.
+
+    By then the turn is over and recorded: logged, its run marked failed, an error notice in the thread.
+    `.original` is the handler's own exception.
+    """
+
+    def __init__(self, message: str, original: BaseException) -> None:
+        super().__init__(message)
+        self.original = original

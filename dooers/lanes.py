@@ -1,0 +1,71 @@
+"""Who is next in a thread: turns of one thread run one at a time, in the order in which their messages arrived.
+
+A lane is a queue of tickets, and exists only while somebody stands in it. Not a lock: the place in the queue is taken at once and
+without awaiting, when a message arrives, long before anybody waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from dooers.exceptions import ThreadBusyError
+
+__all__ = ["Lanes", "Ticket"]
+
+
+class Ticket:
+    """A place in a thread's queue. Whoever holds one leaves it on every way out, also without ever having waited."""
+
+    __slots__ = ("_lanes", "_ready", "thread_id")
+
+    def __init__(self, lanes: Lanes, thread_id: str) -> None:
+        self.thread_id = thread_id
+        self._lanes: Lanes | None = lanes
+        self._ready = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Return when all who came before have left."""
+        await self._ready.wait()
+
+    def leave(self) -> None:
+        """Free the place. Leaving twice is no harm."""
+        if self._lanes is not None:
+            self._lanes._leave(self)
+            self._lanes = None
+
+
+class Lanes:
+    """The queues of one worker, at most `limit` tickets in each."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lanes: dict[str, deque[Ticket]] = {}
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def __contains__(self, thread_id: str) -> bool:
+        return thread_id in self._lanes
+
+    def join(self, thread_id: str) -> Ticket:
+        """Take the next place in a thread's queue, or raise ThreadBusyError when it is full."""
+        lane = self._lanes.get(thread_id)
+        if lane is not None and len(lane) >= self._limit:
+            raise ThreadBusyError(
+                f"{len(lane)} messages of this thread wait for an answer; try again when some have one"
+            )
+        ticket = Ticket(self, thread_id)
+        if lane is None:
+            self._lanes[thread_id] = lane = deque()
+            ticket._ready.set()
+        lane.append(ticket)
+        return ticket
+
+    def _leave(self, ticket: Ticket) -> None:
+        lane = self._lanes[ticket.thread_id]
+        lane.remove(ticket)
+        if lane:
+            lane[0]._ready.set()
+        else:
+            del self._lanes[ticket.thread_id]

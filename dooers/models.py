@@ -1,0 +1,319 @@
+"""The words: threads, events, runs, people, and the Change that alters them. Pure data, no behaviour with a clock or a socket.
+
+Two families live here. What people see (`Thread`, `ThreadEvent`, `Run`, content parts, `Identity`), and the one noun that
+everything inside passes on: a `Change`, what one step of a turn altered. If you look for where something happens, follow the Change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
+
+from attrs import Factory, field, frozen
+
+__all__ = [
+    "Actor",
+    "Change",
+    "ContentPart",
+    "DocumentPart",
+    "EventQuery",
+    "EventType",
+    "Identity",
+    "ImagePart",
+    "Run",
+    "RunQuery",
+    "RunStatus",
+    "Scope",
+    "Snapshot",
+    "StoredSettings",
+    "TextPart",
+    "Thread",
+    "ThreadEvent",
+    "ThreadQuery",
+    "User",
+    "text_of",
+]
+
+Actor: TypeAlias = Literal["user", "assistant", "system", "tool"]
+EventType: TypeAlias = Literal["message", "run.started", "run.finished", "tool.call", "tool.result", "tool.transaction"]
+RunStatus: TypeAlias = Literal["running", "succeeded", "failed", "canceled"]
+
+
+# ---------------------------------------------------------------- what a message is made of
+
+
+@frozen
+class TextPart:
+    """Plain text."""
+
+    text: str
+    type: Literal["text"] = "text"
+
+
+@frozen
+class ImagePart:
+    """An image by URL (http, https or data). Sizes in pixels."""
+
+    url: str
+    mime_type: str | None = None
+    width: int | None = None
+    height: int | None = None
+    alt: str | None = None
+    type: Literal["image"] = "image"
+
+
+@frozen
+class DocumentPart:
+    """A file by URL (http, https or data)."""
+
+    url: str
+    filename: str
+    mime_type: str
+    size_bytes: int | None = None
+    type: Literal["document"] = "document"
+
+
+ContentPart: TypeAlias = TextPart | ImagePart | DocumentPart
+
+
+def text_of(content: list[ContentPart]) -> str:
+    """The text of a message: its text parts, a line each."""
+    return "\n".join(part.text for part in content if isinstance(part, TextPart))
+
+
+# ---------------------------------------------------------------- who
+
+
+@frozen
+class User:
+    """A person as they appear beside a thread or an event. Strings are empty, never None, when nothing is known."""
+
+    user_id: str = ""
+    user_name: str = ""
+    user_email: str = ""
+    user_role: str = ""
+    identity_ids: tuple[str, ...] = ()
+    system_role: str = ""
+    organization_role: str = ""
+    workspace_role: str = ""
+
+
+def _strings(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+@frozen(kw_only=True)
+class Identity:
+    """Who a connection or a dispatch acts for: decided once, never changed, never mixed with what a client claims.
+
+    `expires_at` (aware, UTC) is when the proof behind it ends; None means with the connection.
+    """
+
+    organization_id: str
+    workspace_id: str
+    user_id: str
+    user_name: str = ""
+    user_email: str = ""
+    user_role: str = ""
+    system_role: str = ""
+    organization_role: str = ""
+    workspace_role: str = ""
+    identity_ids: tuple[str, ...] = field(default=(), converter=_strings)
+    expires_at: datetime | None = None
+
+    @property
+    def user(self) -> User:
+        """The same person as they appear on threads and events."""
+        return User(
+            user_id=self.user_id,
+            user_name=self.user_name,
+            user_email=self.user_email,
+            user_role=self.user_role,
+            identity_ids=self.identity_ids,
+            system_role=self.system_role,
+            organization_role=self.organization_role,
+            workspace_role=self.workspace_role,
+        )
+
+
+@frozen
+class Scope:
+    """The part of the world an identity lives in: a thread lies in it when every id is equal.
+
+    `user_id` None means that threads are shared within the workspace; a string, even an empty one, never means "any".
+    `access.py` makes scopes and compares them; stores only ever test their fields for equality.
+    """
+
+    worker_id: str
+    organization_id: str
+    workspace_id: str
+    user_id: str | None = None
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+@frozen(kw_only=True)
+class Thread:
+    """A conversation. `last_seq` is the number of its newest event, 0 while it has none."""
+
+    id: str
+    worker_id: str
+    organization_id: str
+    workspace_id: str
+    user_id: str
+    owner: User
+    title: str | None = None
+    metadata: dict[str, Any] | None = None
+    created_at: datetime
+    updated_at: datetime
+    last_event_at: datetime
+    last_seq: int = 0
+
+
+@frozen(kw_only=True)
+class ThreadEvent:
+    """One entry of a thread.
+
+    `seq` numbers the events of a thread from 1 without gaps of meaning: order, paging and resume use it.
+    `turn_seq` is the `seq` of the message that this event answers (its own for a message that opens a turn).
+    Both are 0 until the store has given them out. `notice` marks an error shown to people; models never get it.
+    """
+
+    id: str
+    thread_id: str
+    type: EventType
+    actor: Actor
+    created_at: datetime
+    author: str | None = None
+    user: User | None = None
+    content: list[ContentPart] = Factory(list)
+    data: dict[str, Any] | None = None
+    run_id: str | None = None
+    client_event_id: str | None = None
+    notice: bool = False
+    seq: int = 0
+    turn_seq: int = 0
+
+    @property
+    def user_id(self) -> str | None:
+        """The id of the person who wrote it; None where no person did."""
+        return self.user.user_id if self.user is not None else None
+
+    @property
+    def user_name(self) -> str | None:
+        """The name of the person who wrote it; None where no person did."""
+        return self.user.user_name if self.user is not None else None
+
+    @property
+    def user_email(self) -> str | None:
+        """The address of the person who wrote it; None where no person did."""
+        return self.user.user_email if self.user is not None else None
+
+    @property
+    def text(self) -> str:
+        """The text parts, a line each."""
+        return text_of(self.content)
+
+
+@frozen(kw_only=True)
+class Run:
+    """One stretch of a handler's work. `agent_id` is what the handler gave to `send.run_start`."""
+
+    id: str
+    thread_id: str
+    agent_id: str | None = None
+    status: RunStatus = "running"
+    started_at: datetime
+    ended_at: datetime | None = None
+    error: str | None = None
+
+
+# ---------------------------------------------------------------- what changes
+
+
+@frozen(kw_only=True)
+class Change:
+    """What one step altered, stored in one transaction and then published. The one noun that every ring passes on.
+
+    Before it is stored, `thread` is the thread as the author of the change knows it, events have no `seq`. What the store
+    gives back has both filled in: `thread` as it is now (when the step touched it), events numbered.
+
+    `opens`      the thread may not exist yet: create it from `thread` if so
+    `created`    set by the store: this change did create it
+    `guard`      the thread must lie in this scope, else NotFoundError and nothing is written
+    `patch`      columns of the thread to set (`title`, `metadata`); never the whole row
+    `events`     to append, in order
+    `runs`       to insert, or to close if they exist
+    `removes`    the thread goes, with everything in it
+    `repeat_key` unique: when an earlier change carried the same, nothing is written and that one comes back as `repeated`
+    `repeated`   set by the store: this was stored before, by an earlier change with the same `repeat_key`
+    """
+
+    thread: Thread
+    opens: bool = False
+    created: bool = False
+    guard: Scope | None = None
+    patch: dict[str, Any] = Factory(dict)
+    events: tuple[ThreadEvent, ...] = ()
+    runs: tuple[Run, ...] = ()
+    removes: bool = False
+    repeat_key: str | None = None
+    repeated: bool = False
+
+
+@frozen(kw_only=True)
+class EventQuery:
+    """Which events of one thread. The newest `limit` that fit; `None` means all of them.
+
+    `for_model` keeps messages that are not error notices. `equal` compares columns. `until_turn` leaves out what belongs to
+    turns after that one. The answer is in order of `seq`.
+    """
+
+    thread_id: str
+    limit: int | None = None
+    after_seq: int | None = None
+    before_seq: int | None = None
+    oldest_first: bool = False
+    for_model: bool = False
+    until_turn: int | None = None
+    turn: int | None = None
+    equal: dict[str, str] = Factory(dict)
+
+
+@frozen(kw_only=True)
+class ThreadQuery:
+    """Which threads, the most recently active first. `equal` compares columns; `before` is where the last page ended."""
+
+    equal: dict[str, str] = Factory(dict)
+    limit: int = 50
+    before: tuple[datetime, str] | None = None
+    oldest_first: bool = False
+
+
+@frozen(kw_only=True)
+class RunQuery:
+    """Which runs, the latest first. `equal` compares columns, and `worker_id` that of their thread."""
+
+    equal: dict[str, str] = Factory(dict)
+    limit: int = 50
+    oldest_first: bool = False
+
+
+@frozen(kw_only=True)
+class Snapshot:
+    """A thread as of one instant: its newest page (or what follows an event), the active runs, and whether there is more before."""
+
+    thread: Thread
+    events: list[ThreadEvent]
+    runs: list[Run]
+    has_more: bool
+
+
+@frozen
+class StoredSettings:
+    """The values somebody has set for a worker, and when last; defaults are not in here."""
+
+    values: dict[str, Any] = Factory(dict)
+    updated_at: datetime | None = None

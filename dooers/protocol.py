@@ -1,0 +1,388 @@
+"""The wire: text to frame and frame to text. No socket, no clock, no store; whatever does not fit raises ProtocolError and nothing else.
+
+`CLIENT` is the table of what clients may send, one attrs class a frame type. `frames_of` turns a Change into frames.
+All four dialects of `connect` are read here; what goes out is one shape for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
+
+from attrs import Factory, frozen
+
+from dooers.codec import dumps, loads, plain_parts, plain_user, structure
+from dooers.exceptions import DooersError, ProtocolError
+from dooers.models import Change, ContentPart, Identity, Run, Thread, ThreadEvent, User
+
+__all__ = [
+    "CLIENT",
+    "Audience",
+    "ClientFrame",
+    "Connect",
+    "Dialect",
+    "EventCreate",
+    "EventList",
+    "Feedback",
+    "Frame",
+    "NewEvent",
+    "Ping",
+    "PublicSchema",
+    "SettingsPatch",
+    "SettingsSubscribe",
+    "ThreadList",
+    "ThreadName",
+    "ThreadSubscribe",
+    "WorkerName",
+    "ack",
+    "event_out",
+    "frames_of",
+    "parse",
+    "refusal",
+    "run_out",
+    "serialize",
+    "thread_out",
+]
+
+Dialect: TypeAlias = Literal["flat", "metadata", "user", "agents"]
+
+# ---------------------------------------------------------------- what clients send: one class a shape
+
+
+@frozen
+class Connect:
+    """`identity` is what the client claims; `dialect` is told by the keys it used, never by its version."""
+
+    worker_id: str
+    identity: Identity
+    dialect: Dialect
+    auth_token: str | None = None
+    capabilities: frozenset[str] = frozenset()
+
+
+@frozen
+class ThreadList:
+    cursor: str | None = None
+    limit: int | None = None
+
+
+@frozen
+class ThreadSubscribe:
+    thread_id: str
+    after_event_id: str | None = None
+
+
+@frozen
+class ThreadName:
+    """The payload of frames that only name a thread."""
+
+    thread_id: str
+
+
+@frozen
+class NewEvent:
+    content: list[ContentPart]
+    type: Literal["message"] = "message"
+    actor: Literal["user"] = "user"
+    data: dict[str, Any] | None = None
+
+
+@frozen
+class EventCreate:
+    event: NewEvent
+    thread_id: str | None = None
+    client_event_id: str | None = None
+
+
+@frozen
+class EventList:
+    thread_id: str
+    before_event_id: str | None = None
+    limit: int | None = None
+
+
+@frozen
+class WorkerName:
+    """The payload of frames that only name a worker; without a name, the one that is connected to."""
+
+    worker_id: str | None = None
+    agent_id: str | None = None
+
+
+@frozen
+class SettingsSubscribe:
+    worker_id: str | None = None
+    agent_id: str | None = None
+    audience: str | None = None
+
+
+@frozen
+class SettingsPatch:
+    field_id: str
+    value: Any
+
+
+@frozen
+class Feedback:
+    target_type: Literal["event", "run", "thread"]
+    target_id: str
+    feedback: Literal["like", "dislike"]
+    reason: str | None = None
+    classification: str | None = None
+
+
+@frozen
+class Ping:
+    pass
+
+
+@frozen
+class PublicSchema:
+    pass
+
+
+CLIENT: dict[str, type] = {
+    "connect": Connect,
+    "thread.list": ThreadList,
+    "thread.subscribe": ThreadSubscribe,
+    "thread.unsubscribe": ThreadName,
+    "thread.delete": ThreadName,
+    "event.create": EventCreate,
+    "event.list": EventList,
+    "settings.subscribe": SettingsSubscribe,
+    "settings.unsubscribe": WorkerName,
+    "settings.patch": SettingsPatch,
+    "settings.public_schema": PublicSchema,
+    "feedback": Feedback,
+    "analytics.subscribe": WorkerName,
+    "analytics.unsubscribe": WorkerName,
+    "ping": Ping,
+}
+
+
+@frozen
+class ClientFrame:
+    """A frame that was read: its id (to answer to), its type, and its payload as the class `CLIENT` names for it."""
+
+    id: str
+    type: str
+    payload: Any
+
+
+def parse(text: str | bytes) -> ClientFrame:
+    """The frame in a text, or ProtocolError with the path of the fault and, where it could be read, the frame's id."""
+    try:
+        raw = loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"is not JSON ({error})") from None
+    if type(raw) is not dict:
+        raise ProtocolError('expected an object {"id", "type", "payload"}')
+    frame_id = raw.get("id")
+    if type(frame_id) is not str:
+        raise ProtocolError("is required" if frame_id is None else "expected string", path="id")
+    kind = raw.get("type")
+    shape = CLIENT.get(kind) if type(kind) is str else None
+    if shape is None:
+        what = "is required" if kind is None else f"{kind!r:.60} is none of {', '.join(CLIENT)}"
+        raise ProtocolError(what, path="type", frame_id=frame_id)
+    payload = raw.get("payload")
+    try:
+        if payload is None:
+            payload = {}
+        read = _connect(payload) if shape is Connect else structure(payload, shape, "payload")
+    except ProtocolError as error:
+        error.frame_id = frame_id
+        raise
+    return ClientFrame(frame_id, str(kind), read)
+
+
+# ---------------------------------------------------------------- the four dialects of connect
+
+
+@frozen
+class _Person:
+    """Who somebody is, as far as one place of the payload says. None: it does not say. Empty: it says that it is empty."""
+
+    organization_id: str | None = None
+    workspace_id: str | None = None
+    user_id: str | None = None
+    user_name: str | None = None
+    user_email: str | None = None
+    user_role: str | None = None
+    system_role: str | None = None
+    organization_role: str | None = None
+    workspace_role: str | None = None
+    identity_ids: list[str] | None = None
+
+
+@frozen
+class _Client:
+    capabilities: list[str] | None = None
+
+
+@frozen
+class _RawConnect:
+    worker_id: str | None = None
+    agent_id: str | None = None
+    organization_id: str | None = None
+    workspace_id: str | None = None
+    metadata: _Person | None = None
+    user: _Person | None = None
+    auth_token: str | None = None
+    client: _Client | None = None
+
+
+_PERSON = ("user_id", "user_name", "user_email", "user_role", "system_role", "organization_role", "workspace_role")
+
+
+def _connect(payload: Any) -> Connect:
+    raw = structure(payload, _RawConnect, "payload")
+    flat = structure(payload, _Person, "payload")
+    worker_id = raw.worker_id if raw.agent_id is None else raw.agent_id
+    if worker_id is None:
+        raise ProtocolError("is required (or agent_id)", path="payload.worker_id")
+    metadata = raw.metadata if raw.metadata is not None else _Person()
+    person = next(place for place in (raw.user, raw.metadata, flat) if place is not None)
+    known: dict[str, Any] = {name: value for name in _PERSON if (value := getattr(person, name)) is not None}
+    known.setdefault("user_id", "")
+    identity = Identity(
+        organization_id=_first(raw.organization_id, metadata.organization_id),
+        workspace_id=_first(raw.workspace_id, metadata.workspace_id),
+        identity_ids=person.identity_ids or (),
+        **known,
+    )
+    dialect: Dialect = (
+        "agents"
+        if raw.agent_id is not None
+        else "user"
+        if raw.user is not None
+        else "metadata"
+        if raw.metadata is not None
+        else "flat"
+    )
+    capabilities = raw.client.capabilities if raw.client is not None else None
+    return Connect(worker_id, identity, dialect, raw.auth_token, frozenset(capabilities or ()))
+
+
+def _first(*values: str | None) -> str:
+    return next((value for value in values if value is not None), "")
+
+
+# ---------------------------------------------------------------- what goes out: one shape for all dialects
+
+
+def thread_out(thread: Thread, dialect: Dialect = "flat") -> dict[str, Any]:
+    """A thread on the wire. Its `metadata` is the application's own, but the metadata dialect expects the identity there."""
+    owner = plain_user(thread.owner)
+    metadata = thread.metadata
+    if dialect == "metadata":
+        metadata = {"organization_id": thread.organization_id, "workspace_id": thread.workspace_id, **owner}
+    out = {
+        "id": thread.id,
+        "worker_id": thread.worker_id,
+        "agent_id": thread.worker_id,
+        "organization_id": thread.organization_id,
+        "workspace_id": thread.workspace_id,
+        "user_id": thread.user_id,
+        "owner": owner,
+        "users": [owner],
+        "created_at": thread.created_at,
+        "updated_at": thread.updated_at,
+        "last_event_at": thread.last_event_at,
+        "last_seq": thread.last_seq,
+    }
+    if thread.title is not None:
+        out["title"] = thread.title
+    if metadata is not None:
+        out["metadata"] = metadata
+    return out
+
+
+def event_out(event: ThreadEvent) -> dict[str, Any]:
+    """An event on the wire."""
+    out: dict[str, Any] = {
+        "id": event.id,
+        "thread_id": event.thread_id,
+        "seq": event.seq,
+        "type": event.type,
+        "actor": event.actor,
+        "content": plain_parts(event.content),
+        "created_at": event.created_at,
+        "streaming": False,
+        "finalized": True,
+    }
+    for name in ("run_id", "author", "data", "client_event_id"):
+        value = getattr(event, name)
+        if value is not None:
+            out[name] = value
+    if event.user is not None:
+        out["user"] = _user_out(event.user)
+        out["user_id"] = event.user.user_id
+        out["user_name"] = event.user.user_name
+        out["user_email"] = event.user.user_email
+    return out
+
+
+def _user_out(person: User) -> dict[str, Any]:
+    return plain_user(person)
+
+
+def run_out(run: Run) -> dict[str, Any]:
+    """A run on the wire."""
+    names = ("id", "thread_id", "agent_id", "status", "started_at", "ended_at", "error")
+    return {name: value for name in names if (value := getattr(run, name)) is not None}
+
+
+Audience: TypeAlias = Literal["tenant", "subscribers"]
+
+
+@frozen
+class Frame:
+    """A frame to send. `thread` is set where the payload differs between dialects; `frames_of` decides the audience."""
+
+    type: str
+    payload: dict[str, Any] = Factory(dict)
+    audience: Audience = "subscribers"
+    thread: Thread | None = None
+
+    def text(self, frame_id: str, dialect: Dialect) -> str:
+        """The frame as it goes out in a dialect."""
+        payload = self.payload
+        if self.thread is not None:
+            payload = {**payload, "thread": thread_out(self.thread, dialect)}
+        return serialize(self.type, payload, frame_id)
+
+
+def frames_of(change: Change) -> Iterator[Frame]:
+    """The frames that tell people of a stored Change, in the order they are told."""
+    if change.created or change.patch:
+        yield Frame("thread.upsert", audience="tenant", thread=change.thread)
+    for run in change.runs:
+        yield Frame("run.upsert", {"run": run_out(run)})
+    if change.events:
+        events = [event_out(event) for event in change.events]
+        yield Frame("event.append", {"thread_id": change.thread.id, "events": events})
+    if change.removes:
+        yield Frame("thread.deleted", {"thread_id": change.thread.id}, audience="tenant")
+
+
+def serialize(kind: str, payload: dict[str, Any], frame_id: str) -> str:
+    """The text of a frame."""
+    return dumps({"id": frame_id, "type": kind, "payload": payload})
+
+
+def ack(ack_id: str, **more: Any) -> dict[str, Any]:
+    """The payload of an `ack` that says yes."""
+    return {"ack_id": ack_id, "ok": True, **more}
+
+
+def refusal(ack_id: str | None, error: DooersError) -> dict[str, Any]:
+    """The payload of an `ack` that says no, with the code and what to do. The id is empty where the frame's could not be read."""
+    told: dict[str, Any] = {"code": error.code, "message": str(error)}
+    return {"ack_id": ack_id if ack_id is not None else "", "ok": False, "error": told}
+
+
+def iso(at: datetime | None) -> str | None:
+    """A time as it is written inside payloads that carry nulls."""
+    return None if at is None else at.isoformat().replace("+00:00", "Z")

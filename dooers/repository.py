@@ -1,0 +1,212 @@
+"""Direct access to threads, events, runs and settings, for code that is not a turn. Trusted: nobody's identity is asked for.
+
+What it changes is stored and told to connected clients the same way as what a turn changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_args
+
+from dooers.codec import clean, parts, plain
+from dooers.context import WorkerSettings
+from dooers.exceptions import InvalidValueError, NotFoundError
+from dooers.models import (
+    Actor,
+    Change,
+    ContentPart,
+    EventQuery,
+    EventType,
+    Identity,
+    Run,
+    RunQuery,
+    Thread,
+    ThreadEvent,
+    ThreadQuery,
+    User,
+)
+from dooers.runner import Runner
+from dooers.stores import Store
+from dooers.turn import Clock
+
+__all__ = ["Repository"]
+
+_UNSET: Any = object()
+
+
+class Repository:
+    """Reads and writes past the handler. Filters compare for equality; unknown ones raise InvalidValueError.
+
+    `order` is `{"direction": "asc" | "desc"}`. Lists are the newest first unless asked otherwise.
+    """
+
+    def __init__(self, runner: Runner, store: Store, clock: Clock, settings: Callable[[str], WorkerSettings]) -> None:
+        self._runner = runner
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+
+    # ------------------------------------------------------------ threads
+
+    async def list_threads(
+        self, filter: Mapping[str, str] | None = None, order: Mapping[str, str] | None = None, limit: int = 50
+    ) -> list[Thread]:
+        """Threads by last activity. Filters: id, worker_id, organization_id, workspace_id, user_id, title."""
+        query = ThreadQuery(equal=dict(filter or {}), limit=_limit(limit), oldest_first=_ascending(order))
+        return await self._store.threads(query)
+
+    async def get_thread(self, thread_id: str) -> Thread | None:
+        """A thread, or None."""
+        return await self._store.thread(thread_id)
+
+    async def create_thread(
+        self,
+        worker_id: str,
+        organization_id: str = "",
+        workspace_id: str = "",
+        user_id: str = "",
+        title: str | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Thread:
+        """A new thread without events."""
+        now = self._clock.now()
+        identity = Identity(organization_id=organization_id, workspace_id=workspace_id, user_id=user_id)
+        thread = Thread(
+            id=self._clock.new_id(),
+            worker_id=worker_id,
+            organization_id=organization_id,
+            workspace_id=workspace_id,
+            user_id=user_id,
+            owner=identity.user,
+            title=None if title is None else clean(title),
+            metadata=None if metadata is None else plain(metadata, "metadata"),
+            created_at=now,
+            updated_at=now,
+            last_event_at=now,
+        )
+        return (await self._runner.commit(Change(thread=thread, opens=True))).thread
+
+    async def update_thread(
+        self, thread_id: str, title: str | None = _UNSET, *, metadata: Mapping[str, Any] | None = _UNSET
+    ) -> Thread | None:
+        """Set a thread's title or metadata; what is not given stays. The thread as it is then, None if there is none."""
+        patch: dict[str, Any] = {}
+        if title is not _UNSET:
+            patch["title"] = None if title is None else clean(title)
+        if metadata is not _UNSET:
+            patch["metadata"] = None if metadata is None else plain(metadata, "metadata")
+        thread = await self._store.thread(thread_id)
+        if thread is None or not patch:
+            return thread
+        try:
+            change = Change(thread=thread, patch={**patch, "updated_at": self._clock.now()})
+            return (await self._runner.commit(change)).thread
+        except NotFoundError:
+            return None  # deleted between the two
+
+    async def remove_thread(self, thread_id: str) -> None:
+        """Delete a thread with all its events and runs. No harm if there is none."""
+        thread = await self._store.thread(thread_id)
+        if thread is not None:
+            try:
+                await self._runner.commit(Change(thread=thread, removes=True))
+            except NotFoundError:
+                return  # somebody else was faster, which is what was wanted
+
+    # ------------------------------------------------------------ events
+
+    async def list_events(
+        self, filter: Mapping[str, str] | None = None, order: Mapping[str, str] | None = None, limit: int = 50
+    ) -> list[ThreadEvent]:
+        """Events of the thread in `filter["thread_id"]`: with "asc" its first `limit`, else its newest, newest first.
+
+        Further filters: id, type, actor, author, user_id, run_id, client_event_id.
+        """
+        equal = dict(filter or {})
+        thread_id = equal.pop("thread_id", None)
+        if not thread_id:
+            raise InvalidValueError("list_events: filter needs a thread_id")
+        ascending = _ascending(order)
+        query = EventQuery(thread_id=thread_id, limit=_limit(limit), oldest_first=ascending, equal=equal)
+        events = await self._store.events(query)
+        return events if ascending else events[::-1]
+
+    async def get_event(self, event_id: str) -> ThreadEvent | None:
+        """An event, or None."""
+        return await self._store.event(event_id)
+
+    async def create_event(
+        self,
+        thread_id: str,
+        type: EventType = "message",
+        actor: Actor = "assistant",
+        content: Iterable[ContentPart | Mapping[str, Any] | str] = (),
+        *,
+        data: Mapping[str, Any] | None = None,
+        author: str | None = None,
+        user: User | None = None,
+        run_id: str | None = None,
+    ) -> ThreadEvent:
+        """Append an event to a thread; no handler runs. NotFoundError if there is no such thread."""
+        for name, value, kind in (("type", type, EventType), ("actor", actor, Actor)):
+            if value not in get_args(kind):
+                raise InvalidValueError(
+                    f"create_event({name}): expected one of {', '.join(get_args(kind))}, got {value!r}"
+                )
+        thread = await self._store.thread(thread_id)
+        if thread is None:
+            raise NotFoundError(f"there is no thread {thread_id!r}")
+        event = ThreadEvent(
+            id=self._clock.new_id(),
+            thread_id=thread_id,
+            type=type,
+            actor=actor,
+            author=author,
+            user=user,
+            content=parts(content),
+            data=None if data is None else plain(data, "data"),
+            run_id=run_id,
+            created_at=self._clock.now(),
+        )
+        return (await self._runner.commit(Change(thread=thread, events=(event,)))).events[0]
+
+    async def remove_event(self, event_id: str) -> None:
+        """Delete an event. No harm if there is none."""
+        await self._store.remove_event(event_id)
+
+    # ------------------------------------------------------------ runs
+
+    async def list_runs(
+        self, filter: Mapping[str, str] | None = None, order: Mapping[str, str] | None = None, limit: int = 50
+    ) -> list[Run]:
+        """Runs by when they started. Filters: id, thread_id, agent_id, status, worker_id."""
+        query = RunQuery(equal=dict(filter or {}), limit=_limit(limit), oldest_first=_ascending(order))
+        return await self._store.runs(query)
+
+    async def get_run(self, run_id: str) -> Run | None:
+        """A run, or None."""
+        return await self._store.run(run_id)
+
+    # ------------------------------------------------------------ settings
+
+    async def get_settings(self, worker_id: str) -> dict[str, Any]:
+        """What has been set for a worker id; defaults are not in it."""
+        return dict((await self._store.settings(worker_id)).values)
+
+    async def update_settings(self, worker_id: str, values: Mapping[str, Any]) -> None:
+        """Set these fields and leave the others. Fields of the schema are checked; other names are kept as they are."""
+        await self._settings(worker_id).update(values)
+
+
+def _limit(limit: Any) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise InvalidValueError(f"limit: expected a number from 1, got {limit!r}")
+    return limit
+
+
+def _ascending(order: Mapping[str, str] | None) -> bool:
+    direction = (order or {}).get("direction", "desc")
+    if direction not in ("asc", "desc"):
+        raise InvalidValueError(f"order: expected {{'direction': 'asc' or 'desc'}}, got {order!r}")
+    return direction == "asc"

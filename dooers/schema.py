@@ -1,0 +1,363 @@
+"""The settings form of a worker: fields, groups, options, and the markers of the typed style. Descriptions only: no values, no storage."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import date
+from difflib import get_close_matches
+from enum import Enum
+from typing import Any, Literal
+
+from attrs import evolve, field, frozen
+
+from dooers.exceptions import ConfigError, InvalidValueError, NotFoundError
+
+__all__ = [
+    "Help",
+    "Internal",
+    "Label",
+    "Number",
+    "Placeholder",
+    "ReadOnly",
+    "Secret",
+    "SettingsField",
+    "SettingsFieldGroup",
+    "SettingsFieldType",
+    "SettingsSchema",
+    "SettingsSelectOption",
+    "Text",
+]
+
+
+class SettingsFieldType(str, Enum):  # noqa: UP042  StrEnum changes str() of members that programs compare and print
+    """What kind of input a field is. The value is what goes on the wire."""
+
+    TEXT = "text"
+    NUMBER = "number"
+    SELECT = "select"
+    CHECKBOX = "checkbox"
+    TEXTAREA = "textarea"
+    PASSWORD = "password"
+    EMAIL = "email"
+    DATE = "date"
+    IMAGE = "image"
+
+
+@frozen
+class SettingsSelectOption:
+    """One choice of a SELECT."""
+
+    value: Any
+    label: str
+
+
+def _options(given: Iterable[SettingsSelectOption] | None) -> tuple[SettingsSelectOption, ...] | None:
+    return None if given is None else tuple(given)
+
+
+def _field_type(kind: SettingsFieldType | str) -> SettingsFieldType:
+    try:
+        return SettingsFieldType(kind)
+    except ValueError:
+        known = ", ".join(member.name for member in SettingsFieldType)
+        raise ConfigError(f"SettingsField.type: expected one of {known}, got {kind!r}") from None
+
+
+@frozen
+class SettingsField:
+    """One setting. `value` is its default; `is_internal` keeps it from clients altogether.
+
+    `min`, `max` and `step` belong to NUMBER (`integer` allows whole numbers only), `options` to SELECT, `rows` to TEXTAREA,
+    `src`, `width` and `height` (pixels) to IMAGE, `max_length` (characters) to the text kinds.
+    """
+
+    id: str
+    type: SettingsFieldType = field(converter=_field_type)
+    label: str
+    required: bool = False
+    readonly: bool = False
+    value: Any = None
+    is_internal: bool = False
+    placeholder: str | None = None
+    options: tuple[SettingsSelectOption, ...] | None = field(default=None, converter=_options)
+    min: float | None = None
+    max: float | None = None
+    rows: int | None = None
+    src: str | None = None
+    width: int | None = None
+    height: int | None = None
+    help: str | None = None
+    step: float | None = None
+    max_length: int | None = None
+    integer: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        where = f"SettingsField {self.id!r}"
+        if not isinstance(self.id, str) or not self.id:
+            raise ConfigError(f"SettingsField.id: expected a name, got {self.id!r}")
+        if self.type is SettingsFieldType.SELECT and not self.options:
+            raise ConfigError(f"{where}: a SELECT needs options=[SettingsSelectOption(value, label), ...]")
+        if self.options and self.type is not SettingsFieldType.SELECT:
+            raise ConfigError(f"{where}: options belong to SELECT, this is {self.type.name}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ConfigError(f"{where}: min {self.min} is above max {self.max}")
+        if self.value not in (None, ""):
+            try:
+                self.check(self.value)
+            except InvalidValueError as error:
+                raise ConfigError(f"{where}: its default does not fit: {error}") from None
+
+    def check(self, value: Any) -> Any:
+        """The value as it is stored, or InvalidValueError saying what was expected and what came."""
+        if value is None or value == "":
+            if self.required:
+                raise InvalidValueError(f"{self.id}: is required, got {value!r}")
+            if value is None:
+                return None
+        return _CHECKS[self.type](self, value)
+
+
+def _inner(fields: Iterable[SettingsField]) -> tuple[SettingsField, ...]:
+    return tuple(fields)
+
+
+@frozen
+class SettingsFieldGroup:
+    """Fields under one heading. `collapsible`: "open", "closed", or None for a group that does not fold.
+
+    `is_internal` covers every field in it.
+    """
+
+    id: str
+    label: str
+    fields: tuple[SettingsField, ...] = field(converter=_inner)
+    collapsible: Literal["open", "closed"] | None = None
+    is_internal: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.collapsible not in (None, "open", "closed"):
+            raise ConfigError(
+                f"SettingsFieldGroup {self.id!r}: collapsible: expected 'open', 'closed' or None, got {self.collapsible!r}"
+            )
+
+
+def _items(fields: Iterable[SettingsField | SettingsFieldGroup]) -> tuple[SettingsField | SettingsFieldGroup, ...]:
+    return tuple(fields)
+
+
+@frozen
+class SettingsSchema:
+    """All settings of a worker, in the order they are shown. Field ids are unique across groups."""
+
+    fields: tuple[SettingsField | SettingsFieldGroup, ...] = field(converter=_items)
+    version: str = "1.0"
+    _by_id: dict[str, SettingsField] = field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        for item in self.fields:
+            if not isinstance(item, SettingsField | SettingsFieldGroup):
+                raise ConfigError(f"SettingsSchema.fields: expected SettingsField or SettingsFieldGroup, got {item!r}")
+        every = list(self.every_field())
+        twice = [name for name, count in Counter(f.id for f in every).items() if count > 1]
+        if twice:
+            raise ConfigError(f"SettingsSchema: field ids must be unique, these are not: {', '.join(twice)}")
+        object.__setattr__(self, "_by_id", {f.id: f for f in every})
+
+    def every_field(self) -> Iterator[SettingsField]:
+        """All fields, those in groups too; a field of an internal group comes as internal."""
+        for item in self.fields:
+            if isinstance(item, SettingsField):
+                yield item
+            else:
+                for inner in item.fields:
+                    yield evolve(inner, is_internal=True) if item.is_internal else inner
+
+    def field(self, field_id: str) -> SettingsField:
+        """The field of this id, or NotFoundError with the nearest name."""
+        found = self._by_id.get(field_id)
+        if found is None:
+            near = get_close_matches(str(field_id), self._by_id, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise NotFoundError(f"there is no setting {field_id!r}{hint}")
+        return found
+
+    def defaults(self) -> dict[str, Any]:
+        """Field id to default, for every field."""
+        return {name: f.value for name, f in self._by_id.items()}
+
+    def public_items(self) -> list[SettingsField | SettingsFieldGroup]:
+        """What clients may see: no internal field, no internal group, no group left empty."""
+        items: list[SettingsField | SettingsFieldGroup] = []
+        for item in self.fields:
+            if item.is_internal:
+                continue
+            if isinstance(item, SettingsFieldGroup):
+                inner = tuple(f for f in item.fields if not f.is_internal)
+                if not inner:
+                    continue
+                item = evolve(item, fields=inner)
+            items.append(item)
+        return items
+
+
+# ---------------------------------------------------------------- a value of each kind
+
+
+def _wrong(spec: SettingsField, expected: str, value: Any) -> InvalidValueError:
+    # A password that failed its check must not be quoted in an error that is shown and logged.
+    got = "a value that is not shown" if spec.type is SettingsFieldType.PASSWORD else repr(value)[:80]
+    return InvalidValueError(f"{spec.id}: expected {expected}, got {got}")
+
+
+def _text(spec: SettingsField, value: Any) -> str:
+    if isinstance(value, Secret):
+        value = value.reveal()
+    if not isinstance(value, str):
+        raise _wrong(spec, "text", value)
+    if spec.max_length is not None and len(value) > spec.max_length:
+        raise _wrong(spec, f"at most {spec.max_length} characters", value)
+    return value
+
+
+def _number(spec: SettingsField, value: Any) -> float:
+    kind = "a whole number" if spec.integer else "a number"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _wrong(spec, kind, value)
+    if spec.integer and isinstance(value, float):
+        if not value.is_integer():
+            raise _wrong(spec, kind, value)
+        value = int(value)
+    number: float = value
+    if spec.min is not None and value < spec.min:
+        raise _wrong(spec, f"at least {spec.min}", value)
+    if spec.max is not None and value > spec.max:
+        raise _wrong(spec, f"at most {spec.max}", value)
+    return number
+
+
+def _select(spec: SettingsField, value: Any) -> Any:
+    if isinstance(value, Enum):
+        value = value.value
+    allowed = [option.value for option in spec.options or ()]
+    # 1 == True in Python; a select of numbers must not take a boolean.
+    if not any(value == choice and type(value) is type(choice) for choice in allowed):
+        raise _wrong(spec, f"one of {', '.join(map(repr, allowed))}", value)
+    return value
+
+
+def _checkbox(spec: SettingsField, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(spec, "true or false", value)
+    return value
+
+
+def _email(spec: SettingsField, value: Any) -> str:
+    text = _text(spec, value)
+    # The check of HTML's own <input type=email> in short: something@something, no white space.
+    if text and not re.fullmatch(r"[^\s@]+@[^\s@]+", text):
+        raise _wrong(spec, "an e-mail address", value)
+    return text
+
+
+def _date(spec: SettingsField, value: Any) -> str:
+    if isinstance(value, date):
+        value = value.isoformat()[:10]
+    text = _text(spec, value)
+    if text:
+        try:
+            if len(text) != 10:
+                raise ValueError
+            date.fromisoformat(text)
+        except ValueError:
+            raise _wrong(spec, "a date as YYYY-MM-DD", value) from None
+    return text
+
+
+_CHECKS = {
+    SettingsFieldType.TEXT: _text,
+    SettingsFieldType.TEXTAREA: _text,
+    SettingsFieldType.PASSWORD: _text,
+    SettingsFieldType.IMAGE: _text,
+    SettingsFieldType.EMAIL: _email,
+    SettingsFieldType.DATE: _date,
+    SettingsFieldType.NUMBER: _number,
+    SettingsFieldType.SELECT: _select,
+    SettingsFieldType.CHECKBOX: _checkbox,
+}
+
+
+# ---------------------------------------------------------------- the typed style
+
+
+@frozen
+class Secret:
+    """A text that is never shown by accident: `repr` and `str` mask it. Read it with `.reveal()`."""
+
+    _value: str = field(default="", alias="value", repr=False)
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __str__(self) -> str:
+        return "********" if self._value else ""
+
+    def __repr__(self) -> str:
+        return f"Secret({str(self)!r})"
+
+
+@frozen
+class Number:
+    """Bounds and step of a number: `Annotated[float, Number(min=0, max=2)]`."""
+
+    min: float | None = None
+    max: float | None = None
+    step: float | None = None
+
+
+@frozen
+class Text:
+    """How a text is typed in: `Annotated[str, Text(multiline=True, rows=8)]`; `format` may be "email" or "image"."""
+
+    multiline: bool = False
+    placeholder: str | None = None
+    max_length: int | None = None
+    rows: int | None = None
+    format: Literal["email", "image"] | None = None
+
+
+@frozen
+class Internal:
+    """Never shown to clients, never patched by them."""
+
+
+@frozen
+class ReadOnly:
+    """Shown to clients, not patched by them."""
+
+
+@frozen
+class Label:
+    """The name that people see; without it the field's own name is used."""
+
+    text: str
+
+
+@frozen
+class Help:
+    """A sentence of explanation beside the field."""
+
+    text: str
+
+
+@frozen
+class Placeholder:
+    """What an empty input shows."""
+
+    text: str

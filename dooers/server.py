@@ -1,0 +1,423 @@
+"""WorkerServer: the whole public face of a worker. What it offers is declared here; what it does happens in the rings below."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any, TypeVar, overload
+from weakref import WeakKeyDictionary
+
+from starlette.types import ASGIApp
+
+from dooers.asgi import make_app
+from dooers.codec import clean, parts, plain
+from dooers.config import WorkerConfig
+from dooers.container import Worker, override, renew, turn_values
+from dooers.context import WorkerAnalytics, WorkerMemory, WorkerSettings
+from dooers.dispatch import DispatchStream
+from dooers.exceptions import (
+    ConfigError,
+    DispatchError,
+    DooersError,
+    InvalidValueError,
+    NotConfiguredError,
+    SignatureError,
+    StoreError,
+)
+from dooers.inject import Compiler, InjectedHandler, KeptValues, Lifetime
+from dooers.models import ContentPart, Identity, TextPart, text_of
+from dooers.repository import Repository
+from dooers.routing import Authenticate, Desk
+from dooers.runner import Message
+from dooers.session import GOING_AWAY, TRY_AGAIN, Session, WebSocketLike
+from dooers.settings import typed_settings
+from dooers.turn import repeat_key
+
+__all__ = ["WorkerServer"]
+
+log = logging.getLogger("dooers")
+
+F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=type)
+
+
+class WorkerServer:
+    """A worker: its handlers, its database, its two doors.
+
+    Constructing one opens nothing. It opens on first use, by `lifespan`, or by `ensure_initialized()`, and lives until
+    `close()`, or until its event loop ends. After `close()` it may be opened again, also on another loop.
+    """
+
+    def __init__(self, config: WorkerConfig) -> None:
+        if not isinstance(config, WorkerConfig):
+            raise ConfigError(f"WorkerServer: expected a WorkerConfig, got {config!r}")
+        self.config = config
+        self._parts = Worker(config=config)
+        self._values = turn_values(self._parts)
+        self._kept = KeptValues()
+        self._compiler = Compiler(lambda: self._values.providers, self._kept, config.teardown_timeout)
+        self._handlers: dict[str | None, InjectedHandler] = {}
+        self._compiled: WeakKeyDictionary[Any, InjectedHandler] = WeakKeyDictionary()
+        self._authenticate: Authenticate | None = None
+        self._warned = False
+        self._sessions: set[Session] = set()
+        self._home: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[None] | None = None
+        self._leaving = asyncio.Event()
+
+    # ------------------------------------------------------------ decorators
+
+    @overload
+    def handler(self, function: F, /) -> F: ...
+    @overload
+    def handler(self, name: str | None = None, /) -> Callable[[F], F]: ...
+    def handler(self, function: Any = None, /) -> Any:
+        """Register the default handler, or with `@worker.handler("name")` one of that name. The function stays as it is.
+
+        It asks for any of `incoming, send, memory, analytics, settings, identity, repository` and for what `@worker.provide`
+        registered, by name or by annotated type. SignatureError if it asks for something else.
+        """
+        if callable(function):
+            self._register(None, function)
+            return function
+        if function is not None and not isinstance(function, str):
+            raise SignatureError(f"@worker.handler: expected a function or a name, got {function!r}")
+
+        def decorate(decorated: F) -> F:
+            self._register(function, decorated)
+            return decorated
+
+        return decorate
+
+    def _register(self, name: str | None, function: Any) -> None:
+        if name in self._handlers:
+            which = "a default handler" if name is None else f"a handler named {name!r}"
+            raise SignatureError(f"this worker has {which} already: {self._handlers[name].name}")
+        self._handlers[name] = self._compiler.handler(function)
+
+    @overload
+    def provide(self, function: F, /) -> F: ...
+    @overload
+    def provide(self, name: str | None = None, /, *, scope: Lifetime | None = None) -> Callable[[F], F]: ...
+    def provide(self, function: Any = None, /, *, scope: Lifetime | None = None) -> Any:
+        """Register something that handlers may ask for: a class, a function or a generator, sync or async.
+
+        Its own parameters are resolved like a handler's. A generator's code after its `yield` is the teardown. `scope` "turn" makes
+        one a turn, "worker" one for as long as the worker is open; without it, what yields or takes a turn's value is made a
+        turn, anything else once.
+        """
+        if function is not None and not isinstance(function, str):
+            self._provide(getattr(function, "__name__", ""), function, scope)
+            return function
+
+        def decorate(decorated: F) -> F:
+            self._provide(str(function or getattr(decorated, "__name__", "")), decorated, scope)
+            return decorated
+
+        return decorate
+
+    def _provide(self, name: str, function: Any, scope: Lifetime | None) -> None:
+        if not name.isidentifier():
+            raise SignatureError(f"@worker.provide: expected a name that a parameter can have, got {name!r}")
+        if name in self._values.providers:
+            raise SignatureError(
+                f"@worker.provide: {name!r} is provided already; to replace it for a test, use worker.override"
+            )
+        self._values.set_provider(name, self._compiler.dependency(name, function, scope))
+
+    def authenticate(self, function: F) -> F:
+        """Register the hook that says who a connection is: `(request) -> Identity | None`, sync or async.
+
+        It is called once a connection, with what the client claims and what proves it. None, or anything it raises, refuses.
+        """
+        if self._authenticate is not None:
+            raise SignatureError("this worker has an authenticate hook already")
+        if not callable(function):
+            raise SignatureError(f"@worker.authenticate: expected a function, got {function!r}")
+        self._authenticate = function
+        return function
+
+    @overload
+    def settings(self, worker_id_or_class: C, /) -> C: ...
+    @overload
+    def settings(self, worker_id_or_class: str | None = None, /) -> Awaitable[WorkerSettings]: ...
+    def settings(self, worker_id_or_class: Any = None, /) -> Any:
+        """`@worker.settings` over a dataclass or attrs class makes it this worker's settings schema.
+
+        `await worker.settings(worker_id)` gives the settings of a worker id, outside of handlers.
+        """
+        if worker_id_or_class is None or isinstance(worker_id_or_class, str):
+            return self._settings_of(worker_id_or_class)
+        shape = self._parts.shape()
+        if shape.schema is not None:
+            what = (
+                "settings_schema in its config"
+                if shape.typed is None
+                else f"the settings class {shape.typed.cls.__name__}"
+            )
+            raise ConfigError(f"@worker.settings: this worker has {what} already; one or the other")
+        shape.typed = typed_settings(worker_id_or_class)
+        shape.schema = shape.typed.schema
+        self._compiler.settings_class = shape.typed.cls
+        return worker_id_or_class
+
+    def override(self, **values: Any) -> AbstractContextManager[None]:
+        """Replace what handlers are given, by name, inside a `with` block: for tests. Reaches nested dependencies too.
+
+        SignatureError for a name that nothing asks for. `settings=` takes an instance of the settings class or of anything else.
+        """
+        return override(self._values, values)
+
+    # ------------------------------------------------------------ lifecycle
+
+    async def ensure_initialized(self) -> None:
+        """Open the worker if it is not open: any number of concurrent first calls open it once.
+
+        StoreError when the database cannot be reached; the next call tries again.
+        """
+        ready = self._ready
+        if ready is None or ready.get_loop() is not asyncio.get_running_loop():
+            if ready is not None and not ready.get_loop().is_closed():
+                raise StoreError("this worker is open on another event loop; close() it there first")
+            self._ready = ready = asyncio.get_running_loop().create_future()
+            self._leaving = asyncio.Event()
+            self._home = asyncio.create_task(self._stay(ready), name="dooers-worker")
+        await asyncio.shield(ready)
+
+    async def _stay(self, ready: asyncio.Future[None]) -> None:
+        """The worker's own task: opens, stays, closes. A loop that ends cancels it, and so closes a worker nobody closed."""
+        try:
+            await self._parts.store().open()
+        except BaseException as error:
+            self._ready = None
+            ready.set_exception(error if isinstance(error, Exception) else StoreError("the worker was not opened"))
+            ready.exception()
+            return
+        if not ready.done():
+            ready.set_result(None)
+        grace = self.config.shutdown_grace
+        try:
+            await self._leaving.wait()
+        except asyncio.CancelledError:
+            grace = 0
+        await self._shut(grace)
+
+    async def _shut(self, grace: float) -> None:
+        self._ready = None
+        try:
+            await self._parts.runner().close(grace)
+            for session in self._sessions:
+                session.close(GOING_AWAY)
+            for error in await self._kept.close(self.config.teardown_timeout):
+                log.error("the teardown of a dependency failed", exc_info=error)
+            await self._parts.collector().close()
+        finally:
+            await self._parts.store().close()
+            renew(self._parts)
+
+    async def close(self) -> None:
+        """Let turns finish for `shutdown_grace` seconds, cancel the rest, close sockets with 1012, let go of the database."""
+        home = self._home
+        if home is not None and home.get_loop() is asyncio.get_running_loop() and not home.done():
+            self._leaving.set()
+            await asyncio.wait([home])
+            self._home = None
+            home.result()
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+        """`async with worker.lifespan(app):` opens and closes the worker; hosts take it as their lifespan."""
+        await self.ensure_initialized()
+        try:
+            yield
+        finally:
+            await self.close()
+
+    async def migrate(self) -> None:
+        """Bring the database's schema up to date, whether or not `database_auto_migrate` is on."""
+        await self._parts.store().migrate()
+
+    # ------------------------------------------------------------ the doors
+
+    def asgi_app(self) -> ASGIApp:
+        """The whole application: the WebSocket at `/ws`, `/health` (live), `/ready` (store reachable). Mount it anywhere.
+
+        With a lifespan it opens and closes the worker; mounted where none reaches it, the worker opens on first use.
+        """
+        return make_app(self.handle, self.lifespan, self.ready)
+
+    async def ready(self) -> None:
+        """Return when the store answers; StoreError when it does not."""
+        await self.ensure_initialized()
+        await self._parts.store().ping()
+
+    async def handle(self, websocket: WebSocketLike, handler: Callable[..., Any] | str | None = None) -> None:
+        """Serve one WebSocket until it ends. Turns it started go on without it.
+
+        `handler` is a function, the name of a registered one, or nothing for the default one.
+        """
+        compiled = self._compile(handler)
+        state = getattr(websocket, "application_state", None)
+        if state is not None and state.name == "CONNECTING":
+            await websocket.accept()  # type: ignore[attr-defined]
+        try:
+            await self.ensure_initialized()
+        except DooersError:
+            log.exception("a connection was refused: the worker cannot be opened")
+            await websocket.send({"type": "websocket.close", "code": TRY_AGAIN})
+            return
+        if self._authenticate is None and not self._warned:
+            self._warned = True
+            log.warning("no @worker.authenticate hook: clients are believed who they say they are")
+        desk = Desk(
+            config=self.config,
+            store=self._parts.store(),
+            broadcast=self._parts.broadcast(),
+            collector=self._parts.collector(),
+            runner=self._parts.runner(),
+            clock=self._parts.clock(),
+            settings=self._parts.settings(),
+            schema=self._parts.shape().schema,
+            handler=compiled,
+            authenticate=self._authenticate,
+        )
+        session = Session(websocket, desk.route, self.config, desk.broadcast, desk.clock)
+        self._sessions.add(session)
+        try:
+            await session.serve()
+        finally:
+            self._sessions.discard(session)
+
+    async def dispatch(
+        self,
+        handler: Callable[..., Any] | str | None = None,
+        *,
+        organization_id: str,
+        workspace_id: str,
+        user_id: str,
+        message: str = "",
+        worker_id: str | None = None,
+        user_name: str = "",
+        user_email: str = "",
+        user_role: str = "",
+        thread_id: str | None = None,
+        thread_title: str | None = None,
+        content: Iterable[ContentPart | Mapping[str, Any] | str] | None = None,
+        data: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> DispatchStream:
+        """Bring a message in from anywhere that is no WebSocket. When this returns, the message is stored.
+
+        `thread_id` None opens a new thread; one that does not exist yet is created under that id, once. A second call with the
+        same `idempotency_key` returns the first one's ids and runs nothing. Iterate the stream, `collect()` it or `detach()` it.
+
+        Raises DispatchError for whatever fails before the handler runs.
+        """
+        try:
+            identity = Identity(
+                organization_id=_text("organization_id", organization_id),
+                workspace_id=_text("workspace_id", workspace_id),
+                user_id=_text("user_id", user_id),
+                user_name=_text("user_name", user_name or ""),
+                user_email=_text("user_email", user_email or ""),
+                user_role=_text("user_role", user_role or ""),
+            )
+            worker = self.config.worker_id if worker_id is None else _text("worker_id", worker_id)
+            incoming = Message(
+                worker_id=worker,
+                identity=identity,
+                content=_content(message, content),
+                handler=self._compile(handler),
+                thread_id=None if thread_id is None else _id("thread_id", thread_id),
+                create=True,
+                thread_title=None if thread_title is None else clean(_text("thread_title", thread_title)),
+                data=None if data is None else plain(data, "data"),
+                repeat_key=None
+                if idempotency_key is None
+                else repeat_key("dispatch", worker, identity, _id("idempotency_key", idempotency_key)),
+            )
+            await self.ensure_initialized()
+            opened = await self._parts.runner().open(incoming)
+        except DooersError as error:
+            raise DispatchError(f"dispatch: {error}", code=error.code) from error
+        except Exception as error:
+            raise DispatchError(f"dispatch: {error!r}") from error
+        return DispatchStream(self._parts.runner(), self._parts.store(), opened)
+
+    def _compile(self, handler: Callable[..., Any] | str | None) -> InjectedHandler:
+        if handler is None or isinstance(handler, str):
+            found = self._handlers.get(handler)
+            if found is None:
+                known = ", ".join(repr(name) for name in self._handlers if name is not None) or "none"
+                what = (
+                    "no default handler" if handler is None else f"no handler named {handler!r} (named ones: {known})"
+                )
+                raise NotConfiguredError(f"this worker has {what}; register one with @worker.handler")
+            return found
+        try:
+            compiled = self._compiled.get(handler)
+            if compiled is None:
+                self._compiled[handler] = compiled = self._compiler.handler(handler)
+        except TypeError as error:
+            if isinstance(error, SignatureError):
+                raise
+            compiled = self._compiler.handler(handler)  # cannot be remembered, as an unhashable callable
+        return compiled
+
+    def is_answering(self, thread_id: str) -> bool:
+        """Whether a turn of this thread runs or waits in this process."""
+        return thread_id in self._parts.lanes()
+
+    # ------------------------------------------------------------ outside of handlers
+
+    async def memory(self, thread_id: str) -> WorkerMemory:
+        """The memory of a thread."""
+        await self.ensure_initialized()
+        return WorkerMemory(self._parts.store(), thread_id)
+
+    async def _settings_of(self, worker_id: str | None) -> WorkerSettings:
+        await self.ensure_initialized()
+        return self._parts.settings()(self.config.worker_id if worker_id is None else worker_id)
+
+    async def analytics(
+        self, worker_id: str | None = None, thread_id: str | None = None, user_id: str | None = None
+    ) -> WorkerAnalytics:
+        """Analytics of a worker id; with a thread, live subscribers who may see that thread hear of it."""
+        await self.ensure_initialized()
+        thread = None if thread_id is None else await self._parts.store().thread(thread_id)
+        return WorkerAnalytics(
+            self._parts.collector(),
+            self._parts.clock(),
+            self.config.worker_id if worker_id is None else worker_id,
+            thread_id=thread_id,
+            thread=thread,
+            user_id=user_id,
+        )
+
+    async def repository(self) -> Repository:
+        """Direct access to threads, events, runs and settings."""
+        await self.ensure_initialized()
+        return self._parts.repository()
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidValueError(f"{name}: expected a text, got {value!r}")
+    return clean(value)
+
+
+def _id(name: str, value: Any) -> str:
+    if not _text(name, value):
+        raise InvalidValueError(f"{name}: expected a text that is not empty, or None")
+    return clean(value)
+
+
+def _content(message: Any, content: Iterable[Any] | None) -> list[ContentPart]:
+    """The parts of a message: those given, with the text before them if they have none of their own."""
+    text = _text("message", message)
+    if content is None:
+        return [TextPart(text)]
+    given = parts(content)
+    return [TextPart(text), *given] if text and not text_of(given) else given

@@ -1,0 +1,238 @@
+"""One connection: a reader that takes frames, a bounded outbox that a writer drains, and who it is. What frames do is in `routing.py`.
+
+The reader and the writer are two tasks, so nobody who puts a text into the outbox ever waits for this socket. Turns are not tasks
+of the session: when it ends, they go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import parse_qsl
+
+import anyio
+from anyio.abc import TaskGroup
+from attrs import frozen
+
+from dooers.access import scope_of
+from dooers.broadcast import Broadcast
+from dooers.config import WorkerConfig
+from dooers.exceptions import DooersError, ProtocolError
+from dooers.models import Identity, Scope
+from dooers.protocol import ClientFrame, Dialect, parse, refusal, serialize
+from dooers.turn import Clock
+
+__all__ = ["AuthRequest", "Message", "Route", "Session", "WebSocketLike"]
+
+log = logging.getLogger("dooers")
+
+Message: TypeAlias = Any
+
+# Close codes: 1013 is "try again later" (RFC 6455 registry), 4401, 4403 and 4408 mirror HTTP's 401, 403 and 408.
+SLOW = TRY_AGAIN = 1013
+WHO_ARE_YOU, NOT_YOU, NO_CONNECT, GOING_AWAY = 4401, 4403, 4408, 1012
+CLOSE_WAIT = 5.0
+
+
+class WebSocketLike(Protocol):
+    """An accepted WebSocket of a framework: Starlette's, FastAPI's, or any with the same two methods and a scope."""
+
+    @property
+    def scope(self) -> Any: ...
+    def receive(self) -> Awaitable[Any]: ...
+    def send(self, message: Any) -> Awaitable[None]: ...
+
+
+@frozen(kw_only=True)
+class AuthRequest:
+    """What `@worker.authenticate` is given. `claims` is only what the client says of itself; believe nothing of it unproved.
+
+    `headers` have lower-case names. `client` is the peer's address, host and port, where the server knows it.
+    """
+
+    claims: Identity
+    worker_id: str
+    auth_token: str | None
+    headers: Mapping[str, str]
+    query_params: Mapping[str, str]
+    client: tuple[str, int] | None
+
+    @classmethod
+    def of(cls, scope: Mapping[str, Any], worker_id: str, claims: Identity, auth_token: str | None) -> AuthRequest:
+        """The request behind an ASGI scope and a `connect` frame."""
+        client = scope.get("client")
+        return cls(
+            claims=claims,
+            worker_id=worker_id,
+            auth_token=auth_token,
+            headers={
+                name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope.get("headers", ())
+            },
+            query_params=dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)),
+            client=None if client is None else (str(client[0]), int(client[1])),
+        )
+
+
+Route: TypeAlias = Callable[["Session", ClientFrame], Awaitable[None]]
+
+
+class Session:
+    """A connection and its state. `broadcast` sees it as a member, routes as the one who asked."""
+
+    def __init__(
+        self, socket: WebSocketLike, route: Route, config: WorkerConfig, broadcast: Broadcast, clock: Clock
+    ) -> None:
+        self.socket = socket
+        self._route = route
+        self._config = config
+        self._broadcast = broadcast
+        self._clock = clock
+        self._outbox: deque[str] = deque()
+        self._bytes = 0
+        self._held: list[str] | None = None
+        self._wake = anyio.Event()
+        self._close_code: int | None = None
+        self._tasks: TaskGroup | None = None
+        # Set by `connected`, and only by it.
+        self.identity: Identity | None = None
+        self.worker_id = ""
+        self.dialect: Dialect = "flat"
+        self.capabilities: frozenset[str] = frozenset()
+        self.scope = Scope("", "", "", "")
+
+    def connected(self, worker_id: str, identity: Identity, dialect: Dialect, capabilities: frozenset[str]) -> None:
+        """The connection has an identity now; from here on it hears of what it may see."""
+        self.worker_id, self.identity, self.dialect, self.capabilities = worker_id, identity, dialect, capabilities
+        self.scope = scope_of(identity, worker_id, private=self._config.private_threads)
+        self._broadcast.join(self)
+
+    # ------------------------------------------------------------ out
+
+    def put(self, text: str) -> None:
+        """Queue a text. Over the bounds the session is closed: it comes back and resumes from the last event it has."""
+        if self._close_code is not None:
+            return
+        if self._held is not None:
+            self._held.append(text)
+            return
+        self._enqueue(text)
+
+    def send(self, frame_type: str, payload: dict[str, Any], frame_id: str | None = None) -> None:
+        """Queue a frame for this session alone, ahead of whatever is held back."""
+        if self._close_code is None:
+            self._enqueue(serialize(frame_type, payload, frame_id if frame_id is not None else self._clock.new_id()))
+
+    def hold(self) -> None:
+        """Keep what is published back, until `release`: a snapshot is being read that must go out before it."""
+        self._held = []
+
+    def release(self) -> None:
+        """Let go what was held back."""
+        held, self._held = self._held or [], None
+        for text in held:
+            self.put(text)
+
+    def _enqueue(self, text: str) -> None:
+        if len(self._outbox) >= self._config.outbox_frames or self._bytes + len(text) > self._config.outbox_bytes:
+            log.warning("a session does not read: closed with %d frames unsent", len(self._outbox))
+            self._outbox.clear()
+            self.close(SLOW)
+            return
+        self._outbox.append(text)
+        self._bytes += len(text)
+        self._wake.set()
+
+    def close(self, code: int) -> None:
+        """End the session once what is queued is sent, or after a few seconds."""
+        if self._close_code is None:
+            self._close_code = code
+            self._wake.set()
+            # The writer ends the session when all is sent; a peer that takes nothing must not keep it.
+            if self._tasks is not None:
+                asyncio.get_running_loop().call_later(CLOSE_WAIT, self._tasks.cancel_scope.cancel)
+
+    # ------------------------------------------------------------ the two tasks
+
+    async def serve(self) -> None:
+        """Serve the connection until either side ends it."""
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                self._tasks.start_soon(self._write)
+                await self._read()
+                self._tasks.cancel_scope.cancel()
+        finally:
+            self._broadcast.leave(self)
+        if self._close_code is not None:
+            await self._say_close(self._close_code)
+
+    async def _read(self) -> None:
+        with anyio.CancelScope(deadline=anyio.current_time() + self._config.connect_timeout) as waiting:
+            while True:
+                message = await self.socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    self._close_code = None
+                    return
+                if message["type"] == "websocket.receive":
+                    await self._take(message.get("text"))
+                if self.identity is not None:
+                    waiting.deadline = float("inf")
+        # Only an identity that was never given runs into the deadline.
+        self.close(NO_CONNECT)
+        await anyio.sleep_forever()
+
+    async def _take(self, text: str | None) -> None:
+        """Answer one frame. Whatever is wrong with it, the socket stays."""
+        frame_id: str | None = None
+        try:
+            frame = parse(self._checked(text))
+            frame_id = frame.id
+            await self._route(self, frame)
+        except DooersError as error:
+            frame_id = error.frame_id if isinstance(error, ProtocolError) else frame_id
+            if error.code == "SERVER_ERROR":
+                self._refuse_unsafe(frame_id, error)
+            else:
+                self.send("ack", refusal(frame_id, error))
+        except Exception as error:
+            self._refuse_unsafe(frame_id, error)
+
+    def _checked(self, text: str | None) -> str:
+        if text is None:
+            raise ProtocolError("binary frames are not part of the protocol; send text")
+        limit = self._config.max_frame_bytes
+        if len(text) > limit or (len(text) * 4 > limit and len(text.encode("utf-8", "surrogatepass")) > limit):
+            raise ProtocolError(f"the frame is over {limit} bytes", code="TOO_LARGE")
+        return text
+
+    def _refuse_unsafe(self, frame_id: str | None, error: Exception) -> None:
+        """An error whose text is not for clients: they get a number, the log has the rest under it."""
+        error_id = self._clock.new_id()
+        log.error("a frame could not be answered (error %s)", error_id, exc_info=error)
+        self.send("ack", refusal(frame_id, DooersError(f"something went wrong on the server (error {error_id})")))
+
+    async def _write(self) -> None:
+        try:
+            while self._close_code is None or self._outbox:
+                while self._outbox:
+                    text = self._outbox.popleft()
+                    self._bytes -= len(text)
+                    await self.socket.send({"type": "websocket.send", "text": text})
+                if self._close_code is None:
+                    self._wake = anyio.Event()
+                    if not self._outbox:
+                        await self._wake.wait()
+        except Exception as error:  # every server has its own way to say that the peer is gone
+            log.debug("a peer is gone: %r", error)
+            self._close_code = None
+        assert self._tasks is not None
+        self._tasks.cancel_scope.cancel()
+
+    async def _say_close(self, code: int) -> None:
+        with anyio.move_on_after(CLOSE_WAIT):
+            try:
+                await self.socket.send({"type": "websocket.close", "code": code})
+            except Exception as error:  # it is closed already, which is what was wanted
+                log.debug("a peer was gone before the close: %r", error)

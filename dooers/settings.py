@@ -1,0 +1,315 @@
+"""The rules of settings: a settings class as a schema, values as clients may see them, a client's patch, a typed snapshot. No storage.
+
+The descriptions themselves (fields, groups, markers) are in `schema.py`; `context.py` reads and writes the values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from datetime import date
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import attrs
+from attrs import frozen
+
+from dooers.exceptions import ConfigError, InternalFieldError, InvalidValueError, ReadOnlyError
+from dooers.models import StoredSettings
+from dooers.schema import (
+    Help,
+    Internal,
+    Label,
+    Number,
+    Placeholder,
+    ReadOnly,
+    Secret,
+    SettingsField,
+    SettingsFieldGroup,
+    SettingsFieldType,
+    SettingsSchema,
+    SettingsSelectOption,
+    Text,
+)
+
+__all__ = [
+    "MASK",
+    "TypedSettings",
+    "check_patch",
+    "effective",
+    "public_fields",
+    "public_schema",
+    "public_value",
+    "typed_settings",
+]
+
+# What a set password looks like on the wire. Patching it back changes nothing.
+MASK = "********"
+
+
+# ---------------------------------------------------------------- values
+
+
+def effective(schema: SettingsSchema | None, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Every field's value: what is stored, else its default. Without a schema, what is stored."""
+    if schema is None:
+        return dict(stored)
+    return {name: stored.get(name, default) for name, default in schema.defaults().items()}
+
+
+def public_value(field: SettingsField, value: Any) -> Any:
+    """A value as it may leave for a client: a password only ever as a mask, or null where none is set."""
+    if field.type is SettingsFieldType.PASSWORD:
+        return MASK if value else None
+    return value
+
+
+def check_patch(schema: SettingsSchema, field_id: str, value: Any) -> Any:
+    """What a client's patch would store; raises NotFound, Internal, ReadOnly or InvalidValue where it may not."""
+    field = schema.field(field_id)
+    if field.is_internal:
+        raise InternalFieldError(f"{field_id}: is not for clients")
+    if field.readonly or field.type is SettingsFieldType.IMAGE:
+        raise ReadOnlyError(f"{field_id}: is shown only")
+    return field.check(value)
+
+
+def is_mask(schema: SettingsSchema, field_id: str, value: Any) -> bool:
+    """Whether a patch merely gives the mask of a password back."""
+    return value == MASK and schema.field(field_id).type is SettingsFieldType.PASSWORD
+
+
+# ---------------------------------------------------------------- what clients see
+
+
+def public_fields(schema: SettingsSchema, stored: StoredSettings) -> list[dict[str, Any]]:
+    """The public items with their values, as `settings.snapshot` carries them."""
+    values = effective(schema, stored.values)
+    return [_item_out(item, values) for item in schema.public_items()]
+
+
+def public_schema(schema: SettingsSchema) -> dict[str, Any]:
+    """The public items without any value, for `settings.public_schema`."""
+    return {"version": schema.version, "fields": [_item_out(item, {}) for item in schema.public_items()]}
+
+
+def _item_out(item: SettingsField | SettingsFieldGroup, values: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(item, SettingsFieldGroup):
+        return {
+            "id": item.id,
+            "label": item.label,
+            "fields": [_item_out(inner, values) for inner in item.fields],
+            "collapsible": item.collapsible,
+            "is_internal": False,
+            "visibility": "user",
+        }
+    names = (
+        "required",
+        "readonly",
+        "placeholder",
+        "min",
+        "max",
+        "rows",
+        "src",
+        "width",
+        "height",
+        "help",
+        "step",
+        "max_length",
+    )
+    return {
+        "id": item.id,
+        "type": item.type.value,
+        "label": item.label,
+        "value": public_value(item, values.get(item.id)),
+        "is_internal": False,
+        "visibility": "user",
+        "options": [{"value": o.value, "label": o.label} for o in item.options] if item.options else None,
+        **{name: getattr(item, name) for name in names},
+    }
+
+
+# ---------------------------------------------------------------- a settings class as a schema
+
+
+@frozen
+class _Leaf:
+    """One field of a settings class: where it sits, what it takes, and how a stored value becomes its own type again."""
+
+    path: tuple[str, ...]
+    field: SettingsField
+    hint: Any
+    nullable: bool
+
+
+@frozen
+class TypedSettings:
+    """A settings class, understood once: its schema, and how stored values become an instance of it."""
+
+    cls: type
+    schema: SettingsSchema
+    _leaves: tuple[_Leaf, ...]
+
+    def load(self, values: Mapping[str, Any]) -> Any:
+        """An instance of the class from effective values. A stored value that no longer fits falls back to the default."""
+        tree: dict[str, Any] = {}
+        for leaf in self._leaves:
+            value = values.get(leaf.field.id)
+            try:
+                value = _as_hinted(leaf, leaf.field.check(value))
+            except (InvalidValueError, ValueError):
+                value = _as_hinted(leaf, leaf.field.value)
+            branch = tree
+            for name in leaf.path[:-1]:
+                branch = branch.setdefault(name, {})
+            branch[leaf.path[-1]] = value
+        return _build(self.cls, tree)
+
+    def check(self, field_id: str, value: Any) -> None:
+        """Raise InvalidValueError for null where the class has no room for it."""
+        for leaf in self._leaves:
+            if leaf.field.id == field_id and value is None and not leaf.nullable:
+                raise InvalidValueError(f"{field_id}: expected {leaf.field.type.value}, got null")
+
+
+def typed_settings(cls: type) -> TypedSettings:
+    """The schema of a dataclass or attrs class; ConfigError with the path of what cannot be a setting."""
+    if not isinstance(cls, type) or not (dataclasses.is_dataclass(cls) or attrs.has(cls)):
+        hint = "; put @dataclass under @worker.settings" if isinstance(cls, type) else ""
+        raise ConfigError(f"@worker.settings: expected a dataclass or an attrs class, got {cls!r}{hint}")
+    leaves: list[_Leaf] = []
+    items = [_describe(cls, name, hint, default, (name,), leaves) for name, hint, default in _members(cls)]
+    return TypedSettings(cls, SettingsSchema(fields=items), tuple(leaves))
+
+
+_MISSING: Any = object()
+
+
+def _members(cls: type) -> Iterator[tuple[str, Any, Any]]:
+    """Name, annotation and default of each field."""
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except NameError as error:
+        raise ConfigError(f"{cls.__name__}: an annotation names something unknown: {error}") from None
+    if attrs.has(cls):
+        for a in attrs.fields(cls):
+            default = a.default.factory() if isinstance(a.default, attrs.Factory) else a.default  # type: ignore[arg-type]
+            yield a.name, hints[a.name], _MISSING if default is attrs.NOTHING else default
+        return
+    for f in dataclasses.fields(cls):
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        yield f.name, hints[f.name], _MISSING if default is dataclasses.MISSING else default
+
+
+def _describe(
+    owner: type, name: str, hint: Any, default: Any, path: tuple[str, ...], leaves: list[_Leaf]
+) -> SettingsField | SettingsFieldGroup:
+    where = f"{owner.__name__}.{name}"
+    hint, marks = _split(hint)
+    label = marks[Label].text if Label in marks else name.replace("_", " ").capitalize()
+    hint, nullable = _without_none(where, hint)
+    if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or attrs.has(hint)) and hint is not Secret:
+        if len(path) > 1:
+            raise ConfigError(f"{where}: groups do not nest: a settings class has fields, and classes of fields")
+        inner = [_describe(hint, n, h, getattr(default, n, d), (*path, n), leaves) for n, h, d in _members(hint)]
+        fields = [item for item in inner if isinstance(item, SettingsField)]
+        return SettingsFieldGroup(".".join(path), label, fields, is_internal=Internal in marks)
+    if default is _MISSING:
+        raise ConfigError(f"{where}: a setting needs a default, so that a worker works before anybody has set it")
+    try:
+        field = SettingsField(
+            id=".".join(path),
+            label=label,
+            value=_plain_default(default),
+            is_internal=Internal in marks,
+            readonly=ReadOnly in marks,
+            **_kind(where, hint, marks),
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    leaves.append(_Leaf(path, field, hint, nullable))
+    return field
+
+
+def _split(hint: Any) -> tuple[Any, dict[type, Any]]:
+    if get_origin(hint) is not Annotated:
+        return hint, {}
+    bare, *marks = get_args(hint)
+    # `Internal` and `Internal()` both read well; take both.
+    made = [mark() if isinstance(mark, type) and mark in (Internal, ReadOnly) else mark for mark in marks]
+    return bare, {type(mark): mark for mark in made}
+
+
+def _without_none(where: str, hint: Any) -> tuple[Any, bool]:
+    if get_origin(hint) not in (Union, UnionType):
+        return hint, False
+    rest = [kind for kind in get_args(hint) if kind is not NoneType]
+    if len(rest) != 1:
+        raise ConfigError(f"{where}: expected one type, or one type | None, got {hint}")
+    return rest[0], len(rest) < len(get_args(hint))
+
+
+def _kind(where: str, hint: Any, marks: Mapping[type, Any]) -> dict[str, Any]:
+    """The field type of an annotation, with what the markers add."""
+    number, text = marks.get(Number, Number()), marks.get(Text, Text())
+    more: dict[str, Any] = {"help": marks[Help].text} if Help in marks else {}
+    if Placeholder in marks or text.placeholder:
+        more["placeholder"] = marks[Placeholder].text if Placeholder in marks else text.placeholder
+    if get_origin(hint) is Literal:
+        options = [SettingsSelectOption(value, str(value)) for value in get_args(hint)]
+        return {"type": SettingsFieldType.SELECT, "options": options, **more}
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        options = [SettingsSelectOption(m.value, m.name.replace("_", " ").capitalize()) for m in hint]
+        return {"type": SettingsFieldType.SELECT, "options": options, **more}
+    if hint is str:
+        formats = {"email": SettingsFieldType.EMAIL, "image": SettingsFieldType.IMAGE, None: SettingsFieldType.TEXT}
+        kind = SettingsFieldType.TEXTAREA if text.multiline else formats[text.format]
+        return {"type": kind, "rows": text.rows, "max_length": text.max_length, **more}
+    if hint in (int, float):
+        bounds = {"min": number.min, "max": number.max, "step": number.step}
+        return {"type": SettingsFieldType.NUMBER, "integer": hint is int, **bounds, **more}
+    simple = {bool: SettingsFieldType.CHECKBOX, Secret: SettingsFieldType.PASSWORD, date: SettingsFieldType.DATE}
+    if isinstance(hint, type) and hint in simple:
+        return {"type": simple[hint], **more}
+    raise ConfigError(
+        f"{where}: {hint!r} cannot be a setting; expected str, int, float, bool, date, Secret, an Enum, a Literal, or a class of these"
+    )
+
+
+def _plain_default(default: Any) -> Any:
+    match default:
+        case Secret():
+            return default.reveal() or None
+        case Enum():
+            return default.value
+        case date():
+            return default.isoformat()
+        case _:
+            return default
+
+
+def _as_hinted(leaf: _Leaf, value: Any) -> Any:
+    """A checked value as the class wants it."""
+    hint = leaf.hint
+    if hint is Secret:
+        return None if value is None and leaf.nullable else Secret(value or "")
+    if value is None:
+        return None
+    if hint is date:
+        return date.fromisoformat(value)
+    if hint is float:
+        return float(value)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(value)
+    return value
+
+
+def _build(cls: type, tree: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(cls, include_extras=True)
+    values = {}
+    for name, value in tree.items():
+        hint, _ = _without_none(name, _split(hints[name])[0])
+        alias = getattr(attrs.fields_dict(cls)[name], "alias", name) if attrs.has(cls) else name
+        values[alias] = _build(hint, value) if isinstance(value, dict) else value
+    return cls(**values)

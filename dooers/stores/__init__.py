@@ -1,0 +1,153 @@
+"""Where conversations are kept: the Store that the engine needs, and which one a config asks for. The SQL itself is in `sql.py`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from importlib import import_module
+from typing import Any, Protocol
+
+from dooers.config import WorkerConfig
+from dooers.exceptions import ConfigError
+from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
+
+__all__ = ["GAP", "PAGE", "STORES", "Reader", "Store", "open_store", "snapshot_of"]
+
+
+# How many events a snapshot holds: the newest page, or what closes a gap (the rest of a larger one follows in further frames).
+PAGE = 100
+GAP = 1000
+
+
+class Store(Protocol):
+    """One database of conversations. Every implementation passes the same contract suite, `tests/stores/contract.py`.
+
+    Errors: StoreError when the database does not do it, NotFoundError when a Change needs a thread that is not there (or not
+    in its guard's scope). After either, nothing of that Change is written.
+    """
+
+    async def open(self) -> None:
+        """Connect; with `database_auto_migrate`, bring the schema up to date. After a failure nothing is left open."""
+        ...
+
+    async def close(self) -> None:
+        """Write what is waiting and let go of everything."""
+        ...
+
+    async def migrate(self) -> None:
+        """Bring the schema up to date. Safe to call from several processes at once."""
+        ...
+
+    async def ping(self) -> None:
+        """Return when the database answers; StoreError when it does not."""
+        ...
+
+    def apply(self, change: Change) -> asyncio.Future[Change]:
+        """Store a Change in one transaction. The order of calls is the order of writing and the order in which futures end.
+
+        The future's result is the Change as stored: its thread as it is now, its events numbered. Cancelling the future does
+        not cancel the write.
+        """
+        ...
+
+    async def thread(self, thread_id: str) -> Thread | None:
+        """One thread."""
+        ...
+
+    async def threads(self, query: ThreadQuery) -> list[Thread]:
+        """A page of threads, the most recently active first, ties by id."""
+        ...
+
+    async def count_threads(self, equal: Mapping[str, str]) -> int:
+        """How many threads have these columns."""
+        ...
+
+    async def event(self, event_id: str) -> ThreadEvent | None:
+        """One event."""
+        ...
+
+    async def events(self, query: EventQuery) -> list[ThreadEvent]:
+        """Events of one thread in order of `seq`; the newest `limit` of them unless `oldest_first`."""
+        ...
+
+    async def remove_event(self, event_id: str) -> None:
+        """Delete one event. Its number is not given out again."""
+        ...
+
+    async def snapshot(
+        self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False
+    ) -> Snapshot | None:
+        """A thread as of one instant, or None. See `snapshot_of` for which events it holds."""
+        ...
+
+    async def run(self, run_id: str) -> Run | None:
+        """One run."""
+        ...
+
+    async def runs(self, query: RunQuery) -> list[Run]:
+        """Runs, the latest first, ties by id."""
+        ...
+
+    async def settings(self, worker_id: str) -> StoredSettings:
+        """What has been set for a worker."""
+        ...
+
+    async def set_settings(self, worker_id: str, values: Mapping[str, Any], at: datetime) -> None:
+        """Set these fields and leave the others alone, however many writers there are."""
+        ...
+
+
+class Reader(Protocol):
+    """The reads a snapshot is made of, inside one transaction. Not async: a store runs them where its data is."""
+
+    def thread(self, thread_id: str) -> Thread | None: ...
+    def events(self, query: EventQuery) -> list[ThreadEvent]: ...
+    def runs(self, query: RunQuery) -> list[Run]: ...
+    def seq_of(self, thread_id: str, event_id: str) -> int | None: ...
+
+
+def snapshot_of(reader: Reader, thread_id: str, *, after_event_id: str | None, at_least_page: bool) -> Snapshot | None:
+    """The rule of what a snapshot holds.
+
+    Without `after_event_id`, or with one this thread does not know: the newest page. With one: the first page of what follows
+    it (whoever asks pages on from there). `at_least_page` is for clients that replace their view with each snapshot: they
+    get the newest page or everything after the event, whichever is more.
+    """
+    thread = reader.thread(thread_id)
+    if thread is None:
+        return None
+    runs = reader.runs(RunQuery(equal={"thread_id": thread_id, "status": "running"}, limit=100, oldest_first=True))
+    after = reader.seq_of(thread_id, after_event_id) if after_event_id is not None else None
+    newest = EventQuery(thread_id=thread_id, limit=PAGE)
+    if after is None:
+        events = reader.events(newest)
+    elif not at_least_page:
+        events = reader.events(EventQuery(thread_id=thread_id, after_seq=after, limit=GAP, oldest_first=True))
+    else:
+        events = reader.events(newest)
+        if events and events[0].seq > after + 1:
+            events = reader.events(EventQuery(thread_id=thread_id, after_seq=after))
+    first = events[0].seq if events else thread.last_seq + 1
+    before = reader.events(EventQuery(thread_id=thread_id, before_seq=first, limit=1))
+    return Snapshot(thread=thread, events=events, runs=runs, has_more=bool(before))
+
+
+# Which class serves which `database_type`, imported when it is asked for: a driver that is not used is not needed.
+STORES: dict[str, tuple[str, str]] = {
+    "sqlite": ("dooers.stores.sqlite", "SqliteStore"),
+    "memory": ("dooers.stores.memory", "MemoryStore"),
+}
+
+
+def open_store(config: WorkerConfig) -> Store:
+    """The store a config asks for, not yet opened. ConfigError for one this version does not have."""
+    where = STORES.get(config.database_type)
+    if where is None:
+        raise ConfigError(
+            f"WorkerConfig.database_type: {config.database_type!r} is not available in this version; "
+            f"available: {', '.join(STORES)}"
+        )
+    module, name = where
+    make: Callable[[WorkerConfig], Store] = getattr(import_module(module), name)
+    return make(config)

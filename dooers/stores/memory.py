@@ -1,0 +1,192 @@
+"""The store in memory: the test double of the others, and a worker that forgets. An ordinary implementation, same contract."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+from attrs import evolve
+
+from dooers.access import visible
+from dooers.config import WorkerConfig
+from dooers.exceptions import NotFoundError, StoreError
+from dooers.models import (
+    Change,
+    EventQuery,
+    Run,
+    RunQuery,
+    Snapshot,
+    StoredSettings,
+    Thread,
+    ThreadEvent,
+    ThreadQuery,
+)
+from dooers.stores import snapshot_of
+
+__all__ = ["MemoryStore"]
+
+T = TypeVar("T", Thread, ThreadEvent, Run)
+
+
+def _equal(rows: Iterable[T], equal: Mapping[str, str]) -> list[T]:
+    return [row for row in rows if all(getattr(row, name) == value for name, value in equal.items())]
+
+
+def _newest(rows: list[T], limit: int | None, oldest_first: bool, key: Callable[[T], Any]) -> list[T]:
+    ordered = sorted(rows, key=key, reverse=not oldest_first)
+    return ordered if limit is None else ordered[:limit]
+
+
+class MemoryStore:
+    """Everything in dictionaries. One event loop, one process; `close()` forgets nothing, so a test may reopen it."""
+
+    def __init__(self, config: WorkerConfig | None = None) -> None:
+        self._opened = False
+        self._threads: dict[str, Thread] = {}
+        self._events: dict[str, dict[str, ThreadEvent]] = {}
+        self._thread_of_event: dict[str, str] = {}
+        self._runs: dict[str, Run] = {}
+        self._keys: dict[str, tuple[str, str]] = {}
+        self._settings: dict[str, StoredSettings] = {}
+
+    async def open(self) -> None:
+        self._opened = True
+
+    async def close(self) -> None:
+        self._opened = False
+
+    async def migrate(self) -> None:
+        """There is no schema."""
+
+    async def ping(self) -> None:
+        if not self._opened:
+            raise StoreError("the memory store is closed")
+
+    # ------------------------------------------------------------ writing
+
+    def apply(self, change: Change) -> asyncio.Future[Change]:
+        future: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
+        try:
+            if not self._opened:
+                raise StoreError("the memory store is closed")
+            future.set_result(self._write(change))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def _write(self, change: Change) -> Change:
+        if change.repeat_key is not None and change.repeat_key in self._keys:
+            thread_id, event_id = self._keys[change.repeat_key]
+            first = self._events[thread_id][event_id]
+            return evolve(change, thread=self._threads[thread_id], events=(first,), created=False, repeated=True)
+        known = self._threads.get(change.thread.id)
+        if known is None and not change.opens:
+            raise NotFoundError("there is no such thread")
+        if change.guard is not None and not visible(known or change.thread, change.guard):
+            raise NotFoundError("there is no such thread")
+        thread = evolve(known or change.thread, **change.patch)
+        if change.removes:
+            self._forget(thread.id)
+            return evolve(change, thread=thread)
+        events = []
+        for event in change.events:
+            seq = thread.last_seq + 1
+            at = event.created_at
+            thread = evolve(thread, last_seq=seq, last_event_at=at, updated_at=at)
+            events.append(evolve(event, seq=seq, turn_seq=event.turn_seq or seq))
+        self._threads[thread.id] = thread
+        self._events.setdefault(thread.id, {}).update({event.id: event for event in events})
+        self._thread_of_event.update({event.id: thread.id for event in events})
+        for run in change.runs:
+            if run.id not in self._runs or self._runs[run.id].status == "running":
+                self._runs[run.id] = run
+        if change.repeat_key is not None:
+            self._keys[change.repeat_key] = (thread.id, events[0].id)
+        return evolve(change, thread=thread, events=tuple(events), created=known is None)
+
+    def _forget(self, thread_id: str) -> None:
+        del self._threads[thread_id]
+        for event_id in self._events.pop(thread_id, {}):
+            del self._thread_of_event[event_id]
+        self._runs = {run.id: run for run in self._runs.values() if run.thread_id != thread_id}
+        self._keys = {key: where for key, where in self._keys.items() if where[0] != thread_id}
+
+    async def remove_event(self, event_id: str) -> None:
+        thread_id = self._thread_of_event.pop(event_id, None)
+        if thread_id is not None:
+            del self._events[thread_id][event_id]
+            self._keys = {key: where for key, where in self._keys.items() if where[1] != event_id}
+
+    async def set_settings(self, worker_id: str, values: Mapping[str, Any], at: datetime) -> None:
+        stored = self._settings.get(worker_id, StoredSettings())
+        self._settings[worker_id] = StoredSettings({**stored.values, **values}, at)
+
+    # ------------------------------------------------------------ reading
+
+    async def thread(self, thread_id: str) -> Thread | None:
+        return self._threads.get(thread_id)
+
+    async def threads(self, query: ThreadQuery) -> list[Thread]:
+        rows = _equal(self._threads.values(), query.equal)
+        if query.before is not None:
+            rows = [row for row in rows if (row.last_event_at, row.id) < query.before]
+        return _newest(rows, query.limit, query.oldest_first, lambda row: (row.last_event_at, row.id))
+
+    async def count_threads(self, equal: Mapping[str, str]) -> int:
+        return len(_equal(self._threads.values(), equal))
+
+    async def event(self, event_id: str) -> ThreadEvent | None:
+        thread_id = self._thread_of_event.get(event_id)
+        return None if thread_id is None else self._events[thread_id].get(event_id)
+
+    async def events(self, query: EventQuery) -> list[ThreadEvent]:
+        return _Reader(self).events(query)
+
+    async def snapshot(
+        self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False
+    ) -> Snapshot | None:
+        return snapshot_of(_Reader(self), thread_id, after_event_id=after_event_id, at_least_page=at_least_page)
+
+    async def run(self, run_id: str) -> Run | None:
+        return self._runs.get(run_id)
+
+    async def runs(self, query: RunQuery) -> list[Run]:
+        return _Reader(self).runs(query)
+
+    async def settings(self, worker_id: str) -> StoredSettings:
+        return self._settings.get(worker_id, StoredSettings())
+
+
+class _Reader:
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    def thread(self, thread_id: str) -> Thread | None:
+        return self._store._threads.get(thread_id)
+
+    def events(self, query: EventQuery) -> list[ThreadEvent]:
+        rows = _equal(self._store._events.get(query.thread_id, {}).values(), query.equal)
+        keep = [
+            row
+            for row in rows
+            if (query.after_seq is None or row.seq > query.after_seq)
+            and (query.before_seq is None or row.seq < query.before_seq)
+            and (query.until_turn is None or row.turn_seq <= query.until_turn)
+            and (query.turn is None or row.turn_seq == query.turn)
+            and (not query.for_model or (row.type == "message" and not row.notice))
+        ]
+        return sorted(_newest(keep, query.limit, query.oldest_first, lambda row: row.seq), key=lambda row: row.seq)
+
+    def runs(self, query: RunQuery) -> list[Run]:
+        equal = dict(query.equal)
+        worker_id = equal.pop("worker_id", None)
+        rows = _equal(self._store._runs.values(), equal)
+        if worker_id is not None:
+            rows = [row for row in rows if self._store._threads[row.thread_id].worker_id == worker_id]
+        return _newest(rows, query.limit, query.oldest_first, lambda row: (row.started_at, row.id))
+
+    def seq_of(self, thread_id: str, event_id: str) -> int | None:
+        event = self._store._events.get(thread_id, {}).get(event_id)
+        return None if event is None else event.seq

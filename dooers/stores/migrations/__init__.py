@@ -1,0 +1,50 @@
+"""The schema, versioned: `versions/` holds one Alembic script a step, this module runs them. Not the place where rows are read.
+
+The version is kept in `{prefix}schema_version`. Stores compare it with `HEAD` by one plain query at start; Alembic is
+loaded only when there is something to do.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+__all__ = ["HEAD", "upgrade_sqlite"]
+
+HEAD = "0001"
+
+
+def upgrade_sqlite(connection: sqlite3.Connection, prefix: str) -> None:
+    """Bring a SQLite database up to date, in one transaction that others wait for. Blocking: call it in a thread."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import StaticPool
+
+    engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
+    with engine.connect() as bound:
+        # IMMEDIATE takes the write lock before the version is read: of ten processes starting at once one migrates,
+        # nine wait and then find nothing to do.
+        bound.exec_driver_sql("BEGIN IMMEDIATE")
+        run_scripts(bound, prefix)
+        bound.commit()
+
+
+def run_scripts(connection: Any, prefix: str) -> None:
+    """Run what is missing on a SQLAlchemy connection, in whatever transaction it is in."""
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", "dooers:stores/migrations")
+    config.set_main_option("path_separator", "os")
+    scripts = ScriptDirectory.from_config(config)
+    with EnvironmentContext(
+        config, scripts, fn=lambda revision, _: scripts._upgrade_revs(HEAD, revision)
+    ) as environment:
+        environment.configure(
+            connection=connection,
+            version_table=f"{prefix}schema_version",
+            transaction_per_migration=False,
+            prefix=prefix,
+        )
+        environment.run_migrations()

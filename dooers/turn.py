@@ -1,0 +1,221 @@
+"""A turn as a value: what a message opens, what each yielded event alters, how it ends. No store, no clock of its own, no socket.
+
+`opening()` gives the Change of the message itself. `step()` gives the Change of one yielded event and the turn after it; it looks
+the event up in `STEPS`, so a new kind of event is one function and one row. `closing()` gives the Change that leaves a clean thread,
+however the handler ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Literal, Protocol, TypeAlias
+
+from attrs import evolve, frozen
+
+from dooers.codec import dumps
+from dooers.exceptions import InvalidValueError
+from dooers.models import (
+    Change,
+    ContentPart,
+    DocumentPart,
+    EventType,
+    Identity,
+    ImagePart,
+    Run,
+    Scope,
+    TextPart,
+    Thread,
+    ThreadEvent,
+)
+from dooers.send import WorkerEvent
+
+__all__ = ["STEPS", "Clock", "Outcome", "Turn", "as_event", "closing", "opening", "repeat_key", "step"]
+
+Outcome: TypeAlias = Literal["succeeded", "failed", "canceled"]
+
+
+class Clock(Protocol):
+    """Where times and ids come from."""
+
+    def now(self) -> datetime:
+        """The time, aware, UTC."""
+        ...
+
+    def new_id(self) -> str:
+        """An id that nobody else has."""
+        ...
+
+
+@frozen
+class Turn:
+    """One message and everything the handler answers to it. `seq` is that message's number in its thread; `run` the open run."""
+
+    thread: Thread
+    seq: int
+    assistant_name: str
+    run: Run | None = None
+
+
+def opening(
+    identity: Identity,
+    scope: Scope,
+    content: list[ContentPart],
+    clock: Clock,
+    *,
+    thread_id: str | None,
+    create: bool,
+    title: str | None = None,
+    data: dict[str, Any] | None = None,
+    client_event_id: str | None = None,
+    repeat_key: str | None = None,
+) -> Change:
+    """The Change of a message: the event, and the thread where it is new. `create` allows a given `thread_id` to be new."""
+    now = clock.now()
+    thread = Thread(
+        id=clock.new_id() if thread_id is None else thread_id,
+        worker_id=scope.worker_id,
+        organization_id=identity.organization_id,
+        workspace_id=identity.workspace_id,
+        user_id=identity.user_id,
+        owner=identity.user,
+        title=title,
+        created_at=now,
+        updated_at=now,
+        last_event_at=now,
+    )
+    event = ThreadEvent(
+        id=clock.new_id(),
+        thread_id=thread.id,
+        type="message",
+        actor="user",
+        created_at=now,
+        user=identity.user,
+        content=content,
+        data=data,
+        client_event_id=client_event_id,
+    )
+    return Change(thread=thread, opens=create or thread_id is None, guard=scope, events=(event,), repeat_key=repeat_key)
+
+
+def repeat_key(door: Literal["client", "dispatch"], worker_id: str, identity: Identity, value: str) -> str:
+    """What makes a message the same message again: the same value from the same user in the same place, through the same door."""
+    owner = (door, worker_id, identity.organization_id, identity.workspace_id, identity.user_id, value)
+    return sha256(dumps(owner).encode()).hexdigest()
+
+
+def step(turn: Turn, event: WorkerEvent, clock: Clock) -> tuple[Turn, Change | None]:
+    """The turn after one yielded event, and what it alters; None where it alters nothing."""
+    return STEPS[event.send_type](turn, event.data, clock)
+
+
+def closing(turn: Turn, outcome: Outcome, clock: Clock, *, notice: str | None = None) -> Change | None:
+    """What it takes to leave a clean thread: the open run ended, and with a `notice` the safe text of a failure.
+
+    A turn that fails without a run gets one that failed, so that clients learn of it in one way only.
+    """
+    now = clock.now()
+    run = turn.run
+    if run is None and outcome == "failed":
+        run = Run(id=clock.new_id(), thread_id=turn.thread.id, started_at=now)
+    if run is None:
+        return None
+    run = evolve(run, status=outcome, ended_at=now, error=notice)
+    if notice is None:
+        return Change(thread=turn.thread, runs=(run,))
+    told = ThreadEvent(
+        id=clock.new_id(),
+        thread_id=turn.thread.id,
+        type="message",
+        actor="system",
+        created_at=now,
+        content=[TextPart(notice)],
+        data={"error": True},
+        run_id=run.id,
+        notice=True,
+        turn_seq=turn.seq,
+    )
+    return Change(thread=turn.thread, runs=(run,), events=(told,))
+
+
+# ---------------------------------------------------------------- one function an event kind
+
+Step: TypeAlias = Callable[[Turn, Mapping[str, Any], Clock], "tuple[Turn, Change | None]"]
+
+
+def _append(turn: Turn, clock: Clock, kind: EventType, author: str | None, **fields: Any) -> tuple[Turn, Change]:
+    event = ThreadEvent(
+        id=clock.new_id(),
+        thread_id=turn.thread.id,
+        type=kind,
+        actor="assistant",
+        author=author,
+        created_at=clock.now(),
+        run_id=turn.run.id if turn.run is not None else None,
+        turn_seq=turn.seq,
+        **fields,
+    )
+    return turn, Change(thread=turn.thread, events=(event,))
+
+
+def _message(make_part: Callable[[Mapping[str, Any]], ContentPart]) -> Step:
+    def message(turn: Turn, data: Mapping[str, Any], clock: Clock) -> tuple[Turn, Change]:
+        author = data["author"]
+        author = turn.assistant_name if author is None else author
+        return _append(turn, clock, "message", author, content=[make_part(data)])
+
+    return message
+
+
+def _tool(kind: EventType) -> Step:
+    def tool(turn: Turn, data: Mapping[str, Any], clock: Clock) -> tuple[Turn, Change]:
+        known = {key: value for key, value in data.items() if value is not None or key == "result"}
+        known.setdefault("id", clock.new_id())
+        return _append(turn, clock, kind, None, data=known)
+
+    return tool
+
+
+def _update_thread(turn: Turn, data: Mapping[str, Any], clock: Clock) -> tuple[Turn, Change | None]:
+    if not data:
+        return turn, None
+    return turn, Change(thread=turn.thread, patch={**data, "updated_at": clock.now()})
+
+
+def _run_start(turn: Turn, data: Mapping[str, Any], clock: Clock) -> tuple[Turn, Change]:
+    now = clock.now()
+    begun = Run(id=clock.new_id(), thread_id=turn.thread.id, agent_id=data["agent_id"], started_at=now)
+    ended = (evolve(turn.run, status="succeeded", ended_at=now),) if turn.run is not None else ()
+    return evolve(turn, run=begun), Change(thread=turn.thread, runs=(*ended, begun))
+
+
+def _run_end(turn: Turn, data: Mapping[str, Any], clock: Clock) -> tuple[Turn, Change | None]:
+    if turn.run is None:
+        return turn, None
+    ended = evolve(turn.run, status=data["status"], ended_at=clock.now(), error=data["error"])
+    return evolve(turn, run=None), Change(thread=turn.thread, runs=(ended,))
+
+
+STEPS: dict[str, Step] = {
+    "text": _message(lambda data: TextPart(data["text"])),
+    "image": _message(lambda data: ImagePart(data["url"], mime_type=data["mime_type"], alt=data["alt"])),
+    "document": _message(lambda data: DocumentPart(data["url"], data["filename"], data["mime_type"])),
+    "tool_call": _tool("tool.call"),
+    "tool_result": _tool("tool.result"),
+    "tool_transaction": _tool("tool.transaction"),
+    "update_thread": _update_thread,
+    "run_start": _run_start,
+    "run_end": _run_end,
+}
+
+
+def as_event(value: Any, text: Callable[[str], WorkerEvent]) -> WorkerEvent:
+    """What a handler yielded or returned as an event: a text is `send.text`. InvalidValueError for anything else."""
+    if isinstance(value, WorkerEvent):
+        return value
+    if isinstance(value, str):
+        return text(value)
+    raise InvalidValueError(
+        f"a handler yields send.text(...) and its siblings, or a text; it yielded {type(value).__name__} ({value!r:.60})"
+    )
