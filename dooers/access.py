@@ -8,7 +8,7 @@ from __future__ import annotations
 from dooers.exceptions import ForbiddenError, NotFoundError
 from dooers.models import Identity, Scope, Thread
 
-__all__ = ["check_may_own", "check_visible", "scope_of", "scope_of_thread", "visible"]
+__all__ = ["check_may_own", "check_visible", "scope_of", "visible"]
 
 
 def scope_of(identity: Identity, worker_id: str, *, private: bool) -> Scope:
@@ -19,11 +19,6 @@ def scope_of(identity: Identity, worker_id: str, *, private: bool) -> Scope:
         workspace_id=identity.workspace_id,
         user_id=identity.user_id if private else None,
     )
-
-
-def scope_of_thread(thread: Thread, *, private: bool) -> Scope:
-    """The scope of those who may see the thread."""
-    return Scope(thread.worker_id, thread.organization_id, thread.workspace_id, thread.user_id if private else None)
 
 
 def visible(thread: Thread, scope: Scope) -> bool:

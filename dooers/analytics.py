@@ -16,11 +16,10 @@ from typing import Any, Literal
 
 from attrs import Factory, frozen
 
-from dooers.access import scope_of_thread
 from dooers.broadcast import Broadcast
 from dooers.codec import dumps
 from dooers.config import WorkerConfig
-from dooers.models import Change, Scope, Thread
+from dooers.models import Change, Thread
 from dooers.protocol import iso
 from dooers.turn import Clock
 
@@ -160,8 +159,7 @@ class Collector:
         if not self._config.analytics_enabled:
             return
         if thread is not None:
-            within: Scope = scope_of_thread(thread, private=True)
-            self._broadcast.tell("analytics", payload.worker_id, "analytics.event", payload.out(), within)
+            self._broadcast.tell("analytics", payload.worker_id, "analytics.event", payload.out(), thread)
         if self._config.analytics_webhook_url is not None:
             if len(self._buffer) == BUFFER:
                 self.dropped += 1

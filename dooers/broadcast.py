@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 from attrs import define, evolve
 
 from dooers.access import visible
-from dooers.models import Change, Scope
+from dooers.models import Change, Scope, Thread
 from dooers.protocol import Dialect, Frame, frames_of, serialize
 from dooers.turn import Clock
 
@@ -148,19 +148,15 @@ class Broadcast:
         """Undo `follow`."""
         _discard(self._topics, (topic, worker_id), member)
 
-    def tell(self, topic: str, worker_id: str, frame_type: str, payload: dict[str, Any], within: Scope | None) -> None:
-        """Send a frame to a topic's followers; with `within`, only to those who see threads of that scope."""
+    def tell(self, topic: str, worker_id: str, frame_type: str, payload: dict[str, Any], about: Thread | None) -> None:
+        """Send a frame to a topic's followers; with `about`, only to those who may see that thread."""
         members = self._topics.get((topic, worker_id))
         if not members:
             return
         text = serialize(frame_type, payload, self._clock.new_id())
         for member in members:
-            if within is None or _sees(member.scope, within):
+            if about is None or visible(about, member.scope):
                 member.put(text)
-
-
-def _sees(scope: Scope, within: Scope) -> bool:
-    return _place(scope) == _place(within) and (scope.user_id is None or scope.user_id == within.user_id)
 
 
 def _of_subscribers(change: Change) -> Iterable[Frame]:

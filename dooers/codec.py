@@ -14,15 +14,14 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 from uuid import UUID
 
 import attrs
 import cattrs
 import orjson
-from cattrs.cols import list_structure_factory
 
-from dooers.exceptions import InvalidValueError, ProtocolError
+from dooers.exceptions import InvalidValueError, ProtocolError, quoted
 from dooers.models import ContentPart, DocumentPart, ImagePart, TextPart, User
 
 __all__ = [
@@ -59,14 +58,8 @@ def dumps(value: Any) -> str:
     try:
         return orjson.dumps(value, option=orjson.OPT_UTC_Z).decode()
     except TypeError:
-        # Integers over 64 bits are beyond orjson, and rare enough to take the slow road.
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_iso)
-
-
-def _iso(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
-    raise TypeError(f"cannot write a {type(value).__name__} as JSON")
+        # What orjson has no form for (integers over 64 bits, lone surrogates, attrs classes) is rare enough for the slow road.
+        return orjson.dumps(plain(value)).decode()
 
 
 def loads(text: str | bytes) -> Any:
@@ -75,7 +68,10 @@ def loads(text: str | bytes) -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         # orjson refuses "\ud800"; browsers send it when somebody cuts an emoji in half. NaN is not JSON for either of us.
-        return plain(json.loads(text, parse_constant=_not_json))
+        try:
+            return plain(json.loads(text, parse_constant=_not_json))
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
 
 
 def _not_json(word: str) -> Any:
@@ -89,54 +85,86 @@ def plain(value: Any, path: str = "value") -> Any:
     """A deep copy in plain JSON values, or InvalidValueError with the path of what has no such form.
 
     Takes dataclasses, attrs classes, enums, times, UUIDs, decimals, sets, mappings and whatever has a `model_dump()`.
-    NaN and infinities become null, as they do in JavaScript.
+    NaN and infinities become null, as they do in JavaScript. Integers over 64 bits become floats, as they do when they are
+    read back, so that every backend gives back the same.
     """
-    return _plain(value, path, 0)
+    return _plain(value, (None, path), 0)
 
 
-def _plain(value: Any, path: str, depth: int) -> Any:
+# Where a value sits: its parent's place and a key or index. Written out only for an error: with the text made on the way down, a
+# client could have a long key copied once for each of a million items.
+_Place: TypeAlias = "tuple[_Place | None, str | int]"
+
+
+def _plain(value: Any, place: _Place, depth: int) -> Any:
     kind = type(value)
     if kind is str:
         return clean(value)
-    if kind is int or kind is bool or value is None:
+    if kind is bool or value is None:
         return value
+    if kind is int:
+        return value if -(2**63) <= value < 2**64 else _wide(value, place)
     if depth > _DEPTH:
-        raise InvalidValueError(f"{path}: nested more than {_DEPTH} deep")
+        raise InvalidValueError(f"{_written(place)}: nested more than {_DEPTH} deep")
     if kind is float:
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {_key(key, path): _plain(item, f"{path}.{key}", depth + 1) for key, item in value.items()}
+        return {(name := _key(key, place)): _plain(item, (place, name), depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
+        return [_plain(item, (place, index), depth + 1) for index, item in enumerate(value)]
     for types, convert in _PLAIN:
         if isinstance(value, types):
-            return _plain(convert(value), path, depth + 1)
-    if attrs.has(kind):
-        return _plain({f.name: getattr(value, f.name) for f in attrs.fields(kind)}, path, depth + 1)
-    if dataclasses.is_dataclass(value):
-        return _plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, path, depth + 1)
-    if callable(dump := getattr(value, "model_dump", None)):
-        return _plain(dump(mode="json"), path, depth + 1)
-    raise InvalidValueError(f"{path}: expected something with a JSON form, got {kind.__qualname__}")
+            return _plain(convert(value), place, depth + 1)
+    if not isinstance(value, type):  # a class has the attributes of its instances, but not their values
+        if attrs.has(kind):
+            return _plain({f.name: getattr(value, f.name) for f in attrs.fields(kind)}, place, depth + 1)
+        if dataclasses.is_dataclass(value):
+            return _plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, place, depth + 1)
+        if callable(dump := getattr(value, "model_dump", None)):
+            return _plain(dump(mode="json"), place, depth + 1)
+    raise InvalidValueError(f"{_written(place)}: expected something with a JSON form, got {kind.__qualname__}")
 
 
-def _key(key: Any, path: str) -> str:
+def _written(place: _Place) -> str:
+    steps: list[str] = []
+    at: _Place | None = place
+    while at is not None:
+        at, step = at
+        steps.append(f"[{step}]" if isinstance(step, int) else step[:60] if at is None else f".{step[:60]}")
+    text = "".join(reversed(steps))
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _wide(value: int, place: _Place) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidValueError(f"{_written(place)}: expected a number that fits a float, this one is larger") from None
+
+
+def _key(key: Any, place: _Place) -> str:
     if isinstance(key, Enum):
         key = key.value
     if not isinstance(key, str | int | float | UUID | datetime | date) or isinstance(key, bool):
-        raise InvalidValueError(f"{path}: expected keys that are text, got {type(key).__qualname__}")
+        raise InvalidValueError(f"{_written(place)}: expected keys that are text, got {type(key).__qualname__}")
     return clean(str(key))
+
+
+def _decimal(value: Decimal) -> int | float | None:
+    if not value.is_finite():
+        return None
+    return int(value) if abs(value) < 2**63 and value == value.to_integral_value() else float(value)
 
 
 _PLAIN: tuple[tuple[type | tuple[type, ...], Callable[[Any], Any]], ...] = (
     (Enum, lambda value: value.value),
-    (str, str),
-    (bool, bool),
+    (str, lambda value: str.__str__(value)),
     (int, int),
     (float, float),
-    ((datetime, date, time), lambda value: value.isoformat()),
+    (datetime, lambda value: value.isoformat().replace("+00:00", "Z")),
+    ((date, time), lambda value: value.isoformat()),
     (UUID, str),
-    (Decimal, lambda value: int(value) if value == value.to_integral_value() else float(value)),
+    (Decimal, _decimal),
 )
 
 
@@ -176,19 +204,28 @@ def _literal_hook(annotation: Any) -> Callable[[Any, Any], Any]:
 
     def hook(value: Any, _: Any) -> Any:
         if type(value) is not str or value not in allowed:
-            raise _Unfit(f"expected {' or '.join(map(repr, allowed))}, got {value!r:.60}")
+            raise _Unfit(f"expected {' or '.join(map(repr, allowed))}, got {quoted(value)}")
         return value
 
     return hook
 
 
 def _list_hook(annotation: Any, converter: cattrs.BaseConverter) -> Callable[[Any, Any], Any]:
-    inner = list_structure_factory(annotation, converter)
+    (kind,) = get_args(annotation)
+    inner = converter.get_structure_hook(kind)
 
-    def hook(value: Any, kind: Any) -> Any:
+    def hook(value: Any, _: Any) -> Any:
         if type(value) is not list:
             raise _Unfit(f"expected array, got {_json_name(value)}")
-        return inner(value, kind)
+        items = []
+        for index, item in enumerate(value):
+            try:
+                items.append(inner(item, kind))
+            except Exception as error:
+                # The first fault is enough. cattrs collects all of them: seconds and gigabytes for a frame of wrong items.
+                where, what = fault(error, f"[{index}]")
+                raise _Unfit(f"{where}: {what}") from None
+        return items
 
     return hook
 
@@ -213,14 +250,18 @@ def _part_hook(value: Any, _: Any) -> ContentPart:
     kind = value.get("type")
     chosen = _PARTS.get(kind) if type(kind) is str else None
     if chosen is None:
-        raise _Unfit(f".type: expected one of {', '.join(map(repr, _PARTS))}, got {kind!r:.60}")
+        raise _Unfit(f".type: expected one of {', '.join(map(repr, _PARTS))}, got {quoted(kind)}")
     return _converter.structure(value, chosen)
 
 
 def _any_object(value: Any, _: Any) -> dict[str, Any]:
     if type(value) is not dict:
         raise _Unfit(f"expected object, got {_json_name(value)}")
-    return plain(value)  # type: ignore[no-any-return]
+    return plain(value, "")  # type: ignore[no-any-return]
+
+
+def _anything(value: Any, _: Any) -> Any:
+    return plain(value, "")
 
 
 def _is_literal(kind: Any) -> bool:
@@ -238,6 +279,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(int, _scalar("integer", int))
     converter.register_structure_hook(float, _scalar("number", int, float))
     converter.register_structure_hook(bool, _scalar("boolean", bool))
+    converter.register_structure_hook_func(lambda kind: kind is Any, _anything)
     converter.register_structure_hook_func(lambda kind: kind == dict[str, Any], _any_object)
     converter.register_structure_hook(ContentPart, _part_hook)
     converter.register_structure_hook_factory(_is_literal, _literal_hook)
@@ -268,13 +310,13 @@ def fault(error: BaseException, path: str = "") -> tuple[str, str]:
         inner, note = noted[0]
         error = inner
         step = f"[{note.index}]" if isinstance(note, cattrs.IterableValidationNote) else f".{note.name}"
-        path = f"{path}{step}" if path else step.removeprefix(".")
-    if isinstance(error, KeyError):
-        return f"{path}.{error.args[0]}" if path else str(error.args[0]), "is required"
+        path = (path + step).removeprefix(".")
+    if isinstance(error, KeyError):  # the missing key is the last step of the path already
+        return path, "is required"
     what = str(error) if isinstance(error, ValueError) else f"does not fit ({type(error).__name__})"
-    if what.startswith("."):  # a hook named a key further down
+    if what.startswith((".", "[")):  # a hook named a place further down
         step, _, what = what.partition(": ")
-        path += step
+        path = (path + step).removeprefix(".")
     return path, what
 
 
@@ -282,20 +324,29 @@ def fault(error: BaseException, path: str = "") -> tuple[str, str]:
 
 
 def part(value: Any) -> ContentPart:
-    """A content part from itself, from a dict or from a text; InvalidValueError for anything else."""
+    """A content part from itself, from a mapping or from a text; InvalidValueError for anything else."""
+    return _part_at(value, "content")
+
+
+def _part_at(value: Any, path: str) -> ContentPart:
     if isinstance(value, TextPart | ImagePart | DocumentPart):
         value = attrs.asdict(value)
     elif isinstance(value, str):
         return TextPart(clean(value))
+    elif isinstance(value, Mapping):
+        value = dict(value)
     try:
-        return structure(value, ContentPart)  # type: ignore[arg-type]
+        return structure(value, ContentPart, path)  # type: ignore[arg-type]
     except ProtocolError as error:
-        raise InvalidValueError(f"content: {error}") from None
+        raise InvalidValueError(str(error)) from None
 
 
 def parts(values: Iterable[Any]) -> list[ContentPart]:
-    """Content parts from parts, dicts or texts."""
-    return [part(value) for value in values]
+    """Content parts from parts, mappings or texts; InvalidValueError for what is no list of them."""
+    # A text and a mapping are iterable, but one of them is one part: read as a list it would fall into letters or keys.
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InvalidValueError(f"content: expected a list of parts, got {type(values).__name__}")
+    return [_part_at(value, f"content[{index}]") for index, value in enumerate(values)]
 
 
 def plain_parts(content: Iterable[ContentPart]) -> list[dict[str, Any]]:

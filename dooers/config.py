@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from attrs import Attribute, Factory, field, fields, frozen
 
-from dooers.exceptions import ConfigError
+from dooers.exceptions import ConfigError, quoted
 from dooers.schema import SettingsSchema
 
 __all__ = ["DatabaseType", "WorkerConfig"]
@@ -23,12 +23,20 @@ _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}|")
 Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
 
 
+_SECRET = ("database_password", "database_key")
+
+
+def _wrong(attribute: Attribute[Any], expected: str, value: Any, hint: str = "") -> ConfigError:
+    got = f"a {type(value).__name__} that is not shown" if attribute.name in _SECRET else quoted(value)
+    return ConfigError(f"WorkerConfig.{attribute.name}: expected {expected}, got {got}{hint}")
+
+
 def _of(*types: type) -> Validator:
     def check(_: Any, attribute: Attribute[Any], value: Any) -> None:
         # bool is an int to isinstance, but `database_port=True` is a mistake.
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             names = " or ".join("None" if t is type(None) else t.__name__ for t in types)
-            raise ConfigError(f"WorkerConfig.{attribute.name}: expected {names}, got {value!r}")
+            raise _wrong(attribute, names, value)
 
     return check
 
@@ -38,8 +46,8 @@ def _at_least(low: float, *types: type) -> Validator:
 
     def check(instance: Any, attribute: Attribute[Any], value: Any) -> None:
         typed(instance, attribute, value)
-        if value is not None and value < low:
-            raise ConfigError(f"WorkerConfig.{attribute.name}: expected at least {low}, got {value!r}")
+        if not value >= low:  # NaN is neither below nor above
+            raise _wrong(attribute, f"at least {low}", value)
 
     return check
 
@@ -47,15 +55,13 @@ def _at_least(low: float, *types: type) -> Validator:
 def _port(instance: Any, attribute: Attribute[Any], value: Any) -> None:
     _of(int)(instance, attribute, value)
     if not 1 <= value <= 65535:
-        raise ConfigError(f"WorkerConfig.{attribute.name}: expected a port from 1 to 65535, got {value!r}")
+        raise _wrong(attribute, "a port from 1 to 65535", value)
 
 
 def _prefix(instance: Any, attribute: Attribute[Any], value: Any) -> None:
     _of(str)(instance, attribute, value)
     if not _PREFIX.fullmatch(value):
-        raise ConfigError(
-            f"WorkerConfig.{attribute.name}: expected letters, digits and underscores (at most 40, no digit first), got {value!r}"
-        )
+        raise _wrong(attribute, "letters, digits and underscores (at most 40, no digit first)", value)
 
 
 def _known_database(_: Any, attribute: Attribute[Any], value: Any) -> None:
@@ -63,19 +69,19 @@ def _known_database(_: Any, attribute: Attribute[Any], value: Any) -> None:
     if value not in known:
         near = get_close_matches(str(value).lower().replace("postgresql", "postgres"), known, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError(f"WorkerConfig.{attribute.name}: expected one of {', '.join(known)}, got {value!r}{hint}")
+        raise _wrong(attribute, f"one of {', '.join(known)}", value, hint)
 
 
 def _schema(_: Any, attribute: Attribute[Any], value: Any) -> None:
     if value is not None and not isinstance(value, SettingsSchema):
         hint = "; a settings class goes to @worker.settings" if isinstance(value, type) else ""
-        raise ConfigError(f"WorkerConfig.{attribute.name}: expected a SettingsSchema, got {value!r}{hint}")
+        raise _wrong(attribute, "a SettingsSchema", value, hint)
 
 
 def _url(instance: Any, attribute: Attribute[Any], value: Any) -> None:
     _of(str, type(None))(instance, attribute, value)
     if value is not None and not value.startswith(("http://", "https://")):
-        raise ConfigError(f"WorkerConfig.{attribute.name}: expected an http(s) URL, got {value!r}")
+        raise _wrong(attribute, "an http(s) URL", value)
 
 
 def _environment(variable: str, default: Any, parse: Callable[[str], Any] = str) -> Any:
@@ -88,7 +94,7 @@ def _environment(variable: str, default: Any, parse: Callable[[str], Any] = str)
         try:
             return parse(text)
         except ValueError:
-            raise ConfigError(f"{variable}: expected {parse.__name__.strip('_')}, got {text!r}") from None
+            raise ConfigError(f"{variable}: expected {parse.__name__.strip('_')}, got {quoted(text)}") from None
 
     return Factory(read)
 
@@ -160,6 +166,10 @@ class WorkerConfig:
         return object.__new__(cls)
 
     def __attrs_post_init__(self) -> None:
+        if self.database_type == "sqlite" and self.database_table_prefix.lower().startswith("sqlite_"):
+            raise ConfigError(
+                "WorkerConfig.database_table_prefix: SQLite keeps names that begin with sqlite_ for itself"
+            )
         if self.database_type != "memory" and not self.database_name:
             what = "the path of its file" if self.database_type == "sqlite" else "the name of the database"
             raise ConfigError(

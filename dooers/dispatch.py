@@ -23,6 +23,42 @@ log = logging.getLogger("dooers")
 EVERYTHING = 1 << 62
 
 
+class _Follower:
+    """The runner's side of a stream (`runner.Sink`): what was stored so far, how much is wanted, and whether that is all."""
+
+    def __init__(self) -> None:
+        self.events: list[WorkerEvent] = []
+        self.ended = False
+        self.error: HandlerError | None = None
+        self.wants = 0
+        self._asked = asyncio.Event()
+        self._moved = asyncio.Event()
+
+    async def wanted(self, count: int) -> None:
+        while self.wants <= count:
+            self._asked.clear()
+            await self._asked.wait()
+
+    def put(self, event: WorkerEvent) -> None:
+        self.events.append(event)
+        self._moved.set()
+
+    def end(self, error: HandlerError | None) -> None:
+        self.ended, self.error = True, error
+        self._moved.set()
+
+    def want(self, count: int) -> None:
+        if count > self.wants:
+            self.wants = count
+            self._asked.set()
+
+    async def move(self) -> None:
+        """Return when something came, or at once when nothing more will."""
+        self._moved.clear()
+        if not self.ended:
+            await self._moved.wait()
+
+
 class DispatchStream:
     """A turn that is stored and waits to be run: by iterating, `collect()` or `detach()`.
 
@@ -34,12 +70,7 @@ class DispatchStream:
         self._runner = runner
         self._store = store
         self._opened = opened
-        self._events: list[WorkerEvent] = []
-        self._ended = False
-        self._error: HandlerError | None = None
-        self._wants = 0
-        self._asked = asyncio.Event()
-        self._moved = asyncio.Event()
+        self._follower = _Follower()
         self._loop = asyncio.get_running_loop()
 
     # ------------------------------------------------------------ known at once
@@ -76,52 +107,54 @@ class DispatchStream:
 
     async def _iterate(self) -> AsyncIterator[WorkerEvent]:
         await self._begin()
+        follower = self._follower
         position = 0
-        drives = self._wants < EVERYTHING
         try:
             while True:
-                if position < len(self._events):
+                if position < len(follower.events):
                     position += 1
-                    yield self._events[position - 1]
-                elif self._ended:
+                    yield follower.events[position - 1]
+                elif follower.ended:
                     break
                 else:
-                    self._want(position + 1)
-                    await self._move()
+                    follower.want(position + 1)
+                    await follower.move()
         finally:
-            # Left early, by break, error or cancel: who drives the turn takes it along. `detach()` and `collect()` keep it.
-            if drives and not self._ended and self._wants < EVERYTHING:
+            # Left early, by break, error or cancel: the turn goes too, unless somebody wants all of it.
+            if not follower.ended and follower.wants < EVERYTHING:
                 await self.cancel()
-        if self._error is not None:
-            raise self._error
+        if follower.error is not None:
+            raise follower.error
 
     async def collect(self) -> list[WorkerEvent]:
         """Run the turn to its end and return all its events; again, without running it again, each further time."""
         await self._begin()
-        self._want(EVERYTHING)
+        detached = self._follower.wants == EVERYTHING
+        self._follower.want(EVERYTHING)
         try:
-            while not self._ended:
-                await self._move()
+            while not self._follower.ended:
+                await self._follower.move()
         except asyncio.CancelledError:
-            await self.cancel()
+            if not detached:
+                await self.cancel()
             raise
-        if self._error is not None:
-            raise self._error
-        return list(self._events)
+        if self._follower.error is not None:
+            raise self._follower.error
+        return list(self._follower.events)
 
     def detach(self) -> None:
         """Let the turn run to its end in the background; the worker sees to it. Its errors are logged and recorded."""
-        self._want(EVERYTHING)
+        self._follower.want(EVERYTHING)
         self._start(detached=True)
 
     async def cancel(self) -> None:
         """Stop the turn, wherever it is, and return when it has been closed. No harm after its end."""
         task = self._opened.task
-        if self._ended or self._opened.repeated:
+        if self._follower.ended or self._opened.repeated:
             return
         self._opened.cancel()
         if task is None:
-            self.end(None)
+            self._follower.end(None)
         elif task is not asyncio.current_task():
             await asyncio.wait([task])
 
@@ -132,18 +165,28 @@ class DispatchStream:
     async def _begin(self) -> None:
         if self._opened.repeated:
             await self._replay()
-        elif self._opened.task is None and not self._ended:
-            if self.thread_id in waited_threads.get():
-                raise DispatchError(
-                    f"thread {self.thread_id} is being answered by the handler that waits here: it would wait for itself. "
-                    "Use stream.detach()",
-                    code="THREAD_BUSY",
-                )
+        elif not self._follower.ended and self.thread_id in waited_threads.get():
+            raise DispatchError(
+                f"thread {self.thread_id} is being answered by the handler that waits here: it would wait for itself. "
+                "Use stream.detach()",
+                code="THREAD_BUSY",
+            )
+        else:
             self._start(detached=False)
 
     def _start(self, *, detached: bool) -> None:
-        if self._opened.task is None and not self._ended and not self._opened.repeated:
-            self._runner.start(self._opened, self, detached=detached)
+        if self._opened.task is None and not self._follower.ended and not self._opened.repeated:
+            self._runner.start(self._opened, self._follower, detached=detached)
+
+    async def _replay(self) -> None:
+        """Give what the first delivery stored."""
+        if self._follower.ended:
+            return
+        stored = await self._store.events(EventQuery(thread_id=self.thread_id, turn=self._opened.event.turn_seq))
+        if not self._follower.ended:
+            answers = [event for event in stored if event.id != self.event_id and not event.notice]
+            self._follower.events = [_replayed(event) for event in answers]
+            self._follower.end(None)
 
     def __del__(self) -> None:
         opened = getattr(self, "_opened", None)
@@ -156,43 +199,6 @@ class DispatchStream:
         )
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(opened.cancel)
-
-    # ------------------------------------------------------------ what the runner tells (runner.Sink)
-
-    async def wanted(self, count: int) -> None:
-        while self._wants <= count:
-            self._asked.clear()
-            await self._asked.wait()
-
-    def put(self, event: WorkerEvent) -> None:
-        self._events.append(event)
-        self._moved.set()
-
-    def end(self, error: HandlerError | None) -> None:
-        self._ended, self._error = True, error
-        self._moved.set()
-
-    def _want(self, count: int) -> None:
-        if count > self._wants:
-            self._wants = count
-            self._asked.set()
-
-    async def _move(self) -> None:
-        self._moved.clear()
-        if not self._ended:
-            await self._moved.wait()
-
-    # ------------------------------------------------------------ a repeat
-
-    async def _replay(self) -> None:
-        """Give what the first delivery stored."""
-        if self._ended:
-            return
-        query = EventQuery(thread_id=self.thread_id, turn=self._opened.event.turn_seq)
-        stored = await self._store.events(query)
-        if not self._ended:
-            self._events = [_replayed(event) for event in stored if event.id != self.event_id]
-            self.end(None)
 
 
 def _replayed(event: ThreadEvent) -> WorkerEvent:

@@ -18,6 +18,8 @@ DooersError                     anything below; `.code` is what a client sees on
 ├── TooLargeError               TOO_LARGE
 ├── ThreadBusyError             THREAD_BUSY
 ├── StoreError                  SERVER_ERROR: the database did not do it
+├── DisconnectedError           a client's connection is gone, or was never there   (also a ConnectionError)
+├── NoAnswerError               a client's connection stands, but nothing came      (also a TimeoutError)
 ├── DispatchError               dispatch() failed before the handler ran; the cause is `__cause__`
 └── HandlerError                the handler raised; the cause is `.original`
 ```
@@ -28,6 +30,7 @@ from __future__ import annotations
 __all__ = [
     "AlreadyConnectedError",
     "ConfigError",
+    "DisconnectedError",
     "DispatchError",
     "DooersError",
     "ForbiddenError",
@@ -35,6 +38,7 @@ __all__ = [
     "InternalFieldError",
     "InvalidCursorError",
     "InvalidValueError",
+    "NoAnswerError",
     "NotConfiguredError",
     "NotConnectedError",
     "NotFoundError",
@@ -46,6 +50,14 @@ __all__ = [
     "TooLargeError",
     "UnauthenticatedError",
 ]
+
+
+def quoted(value: object, limit: int = 60) -> str:
+    """A value as errors quote it: cut to `limit` characters, and never itself an error (huge numbers and deep nests have no repr)."""
+    try:
+        return repr(value)[:limit]
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 class DooersError(Exception):
@@ -172,3 +184,19 @@ class HandlerError(DooersError):
     def __init__(self, message: str, original: BaseException) -> None:
         super().__init__(message)
         self.original = original
+
+
+class DisconnectedError(DooersError, ConnectionError):
+    """The worker cannot be reached, or the connection to it is gone. `close_code` is the WebSocket's, where there was one."""
+
+    code = "DISCONNECTED"
+
+    def __init__(self, message: str, close_code: int | None = None) -> None:
+        super().__init__(message)
+        self.close_code = close_code
+
+
+class NoAnswerError(DooersError, TimeoutError):
+    """The connection stands, but nothing came in time."""
+
+    code = "NO_ANSWER"

@@ -7,11 +7,13 @@ A new vendor is one function and one row of `FORMATS`. Sources for the shapes: t
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias
+from urllib.parse import unquote_to_bytes
 
-from dooers.exceptions import InvalidValueError
+from dooers.exceptions import InvalidValueError, quoted
 from dooers.models import ContentPart, DocumentPart, ImagePart, TextPart, ThreadEvent
 
 __all__ = ["FORMATS", "HistoryFormat", "format_history"]
@@ -19,24 +21,30 @@ __all__ = ["FORMATS", "HistoryFormat", "format_history"]
 HistoryFormat: TypeAlias = Literal["openai", "anthropic", "google", "cohere", "voyage"]
 Message: TypeAlias = dict[str, Any]
 
-_DATA_URL = re.compile(r"data:([^;,]*)(?:;[^;,]*)*?;base64,(.*)", re.DOTALL)
+_DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),(.*)", re.DOTALL | re.IGNORECASE)
 _PDF = "application/pdf"
+_UNKNOWN = "application/octet-stream"
 
 
 def format_history(events: Sequence[ThreadEvent], format: str) -> list[Message]:
     """Messages, oldest first, in a vendor's shape. InvalidValueError for a vendor that is not known."""
-    vendor = FORMATS.get(format)
+    vendor = FORMATS.get(format) if isinstance(format, str) else None
     if vendor is None:
-        near = get_close_matches(str(format), FORMATS, 1)
+        near = get_close_matches(quoted(format).strip("'").lower(), FORMATS, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise InvalidValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}{hint}")
+        raise InvalidValueError(f"format: expected one of {', '.join(FORMATS)}, got {quoted(format)}{hint}")
     return vendor(events)
 
 
-def _inline(url: str) -> tuple[str, str] | None:
-    """MIME type and base64 text of a data URL; None for any other URL."""
-    found = _DATA_URL.match(url)
-    return (found[1], found[2]) if found else None
+def _inline(part: ImagePart | DocumentPart) -> tuple[str, str] | None:
+    """MIME type and base64 text of what a data URL holds; None for any other URL."""
+    found = _DATA_URL.match(part.url)
+    if found is None:
+        return None
+    mime, parameters, data = found.groups()
+    if not parameters.lower().endswith(";base64"):
+        data = b64encode(unquote_to_bytes(data)).decode()
+    return mime or part.mime_type or _UNKNOWN, data
 
 
 def _named(part: ImagePart | DocumentPart) -> str:
@@ -48,6 +56,11 @@ def _named(part: ImagePart | DocumentPart) -> str:
 
 def _in_words(content: Sequence[ContentPart]) -> str:
     return "\n".join(part.text if isinstance(part, TextPart) else _named(part) for part in content)
+
+
+def _said(event: ThreadEvent) -> list[ContentPart]:
+    """The content without blank texts, which some vendors refuse."""
+    return [part for part in event.content if not (isinstance(part, TextPart) and not part.text.strip())]
 
 
 def _plain_text(content: Sequence[ContentPart]) -> bool:
@@ -74,7 +87,7 @@ def _openai_part(part: ContentPart) -> Message:
         return {"type": "text", "text": part.text}
     if isinstance(part, ImagePart):
         return {"type": "image_url", "image_url": {"url": part.url}}
-    if _inline(part.url):
+    if _inline(part):
         return {"type": "file", "file": {"filename": part.filename, "file_data": part.url}}
     return {"type": "text", "text": _named(part)}
 
@@ -97,7 +110,7 @@ def _alternating(
     joined: list[tuple[str, list[ContentPart]]] = []
     for event in events:
         role = role_of(event)
-        content = [part for part in event.content if not (isinstance(part, TextPart) and not part.text.strip())]
+        content = _said(event)
         if not content or (not joined and role != "user"):
             continue
         if joined and joined[-1][0] == role:
@@ -120,11 +133,9 @@ def _anthropic(events: Sequence[ThreadEvent]) -> list[Message]:
 def _anthropic_part(part: ContentPart) -> Message:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
-    inline = _inline(part.url)
+    inline = _inline(part)
     source = (
-        {"type": "base64", "media_type": inline[0] or "application/octet-stream", "data": inline[1]}
-        if inline
-        else {"type": "url", "url": part.url}
+        {"type": "base64", "media_type": inline[0], "data": inline[1]} if inline else {"type": "url", "url": part.url}
     )
     if isinstance(part, ImagePart):
         return {"type": "image", "source": source}
@@ -138,21 +149,21 @@ def _anthropic_part(part: ContentPart) -> Message:
 
 
 def _google(events: Sequence[ThreadEvent]) -> list[Message]:
+    # A message without parts, or a part without text, is refused.
     return [
-        {"role": "user" if event.actor == "user" else "model", "parts": [_google_part(part) for part in event.content]}
+        {"role": "user" if event.actor == "user" else "model", "parts": [_google_part(part) for part in content]}
         for event in events
+        if (content := _said(event))
     ]
 
 
 def _google_part(part: ContentPart) -> Message:
     if isinstance(part, TextPart):
         return {"text": part.text}
-    inline = _inline(part.url)
+    inline = _inline(part)
     if inline:
-        return {
-            "inline_data": {"mime_type": inline[0] or part.mime_type or "application/octet-stream", "data": inline[1]}
-        }
-    mime = part.mime_type or "image/*"
+        return {"inline_data": {"mime_type": inline[0], "data": inline[1]}}
+    mime = part.mime_type or ("image/*" if isinstance(part, ImagePart) else _UNKNOWN)
     return {"file_data": {"mime_type": mime, "file_uri": part.url}}
 
 
@@ -160,7 +171,12 @@ def _google_part(part: ContentPart) -> Message:
 
 
 def _cohere(events: Sequence[ThreadEvent]) -> list[Message]:
-    return [{"role": _COHERE.get(event.actor, "CHATBOT"), "message": _in_words(event.content)} for event in events]
+    # A message without a word is refused.
+    return [
+        {"role": _COHERE.get(event.actor, "CHATBOT"), "message": _in_words(content)}
+        for event in events
+        if (content := _said(event))
+    ]
 
 
 _COHERE = {"user": "USER", "assistant": "CHATBOT", "system": "SYSTEM"}

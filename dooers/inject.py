@@ -112,7 +112,8 @@ class _Scope:
         if isinstance(provider, TurnValue):
             return self.given[provider.key]
         if isinstance(provider, Dependency):
-            if provider.lifetime == "worker":
+            # Under an override a worker's value is made for this turn only: the fake inside must not outlive its block.
+            if provider.lifetime == "worker" and not _overridden_below(provider):
                 return await self.kept.value(provider)
             return await self._once(provider, lambda: _make(_planned(provider), self, self.stack))
         return provider()
@@ -122,6 +123,13 @@ class _Scope:
         if key not in self.made:
             self.made[key] = await make()
         return self.made[key]
+
+
+def _overridden_below(provider: Dependency) -> bool:
+    return any(
+        below.overridden or (isinstance(below, Dependency) and _overridden_below(below))
+        for _, below in _planned(provider).sources
+    )
 
 
 def _planned(provider: Dependency) -> Plan:
@@ -150,40 +158,43 @@ class KeptValues:
 
     def __init__(self) -> None:
         self._values: dict[int, asyncio.Future[Any]] = {}
-        self._keepers: list[asyncio.Task[None]] = []
-        self._closing = asyncio.Event()
+        self._keepers: list[tuple[asyncio.Task[None], asyncio.Event]] = []
 
     async def value(self, provider: Dependency) -> Any:
         """The value, made now if it is not there. A failure is told to all who wait, and the next one tries again."""
         future = self._values.get(id(provider))
         if future is None or (future.done() and future.exception() is not None):
             self._values[id(provider)] = future = asyncio.get_running_loop().create_future()
-            self._keepers.append(asyncio.create_task(self._keep(provider, future), name=f"dooers-{provider.name}"))
+            leave = asyncio.Event()
+            keeper = asyncio.create_task(self._keep(provider, future, leave), name=f"dooers-{provider.name}")
+            self._keepers = [kept for kept in self._keepers if not kept[0].done()]
+            self._keepers.append((keeper, leave))
         return await asyncio.shield(future)
 
-    async def _keep(self, provider: Dependency, future: asyncio.Future[Any]) -> None:
+    async def _keep(self, provider: Dependency, future: asyncio.Future[Any], leave: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
             try:
                 value = await _make(_planned(provider), _Scope({}, self), stack)
             except BaseException as error:
-                future.set_exception(error)
+                future.set_exception(error if isinstance(error, Exception) else RuntimeError(f"not made: {error!r}"))
                 future.exception()  # told to those who wait, if anybody still does
                 return
             future.set_result(value)
-            await self._closing.wait()
+            await leave.wait()
 
     async def close(self, timeout: float) -> list[BaseException]:
         """Tear everything down, the last made first. What failed on the way is returned, not raised."""
-        self._closing.set()
         failures: list[BaseException] = []
-        for keeper in reversed(self._keepers):
+        for keeper, leave in reversed(self._keepers):
+            leave.set()
             _, late = await asyncio.wait([keeper], timeout=timeout)
             if late:
                 keeper.cancel()
                 await asyncio.wait([keeper], timeout=timeout)
             if keeper.done() and not keeper.cancelled() and (error := keeper.exception()) is not None:
                 failures.append(error)
-        self.__init__()  # type: ignore[misc]  # a worker that is opened again makes new ones
+        self._values.clear()
+        self._keepers.clear()
         return failures
 
 
@@ -302,14 +313,13 @@ class Compiler:
     def _find(self, name: str, hint: Any, available: Mapping[str, Any]) -> tuple[Any, str]:
         if get_origin(hint) is Annotated:
             hint = get_args(hint)[0]
+        if hint is Any or hint == "Any":
+            hint = _EMPTY
         if self._is_settings_class(hint):
             return available["typed_settings"], ""
         if name == "settings" and hint is not _EMPTY and not _fits(hint, available[name]):
-            known = self.settings_class.__name__ if self.settings_class is not None else "none is registered"
-            return (
-                None,
-                f"'settings' is annotated with {_type_name(hint)}; the class given to @worker.settings is {known}",
-            )
+            known = "none so far" if self.settings_class is None else self.settings_class.__name__
+            return None, f"'settings' is annotated with {_type_name(hint)}; the class given to @worker.settings is {known}"
         if name in _known(available):
             return available[name], ""
         by_type = [key for key, provider in available.items() if _fits(hint, provider)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Hashable, Iterator
 
 from dooers.exceptions import ThreadBusyError
 
@@ -17,10 +18,10 @@ __all__ = ["Lanes", "Ticket"]
 class Ticket:
     """A place in a thread's queue. Whoever holds one leaves it on every way out, also without ever having waited."""
 
-    __slots__ = ("_lanes", "_ready", "thread_id")
+    __slots__ = ("_lanes", "_ready", "key")
 
-    def __init__(self, lanes: Lanes, thread_id: str) -> None:
-        self.thread_id = thread_id
+    def __init__(self, lanes: Lanes, key: Hashable) -> None:
+        self.key = key
         self._lanes: Lanes | None = lanes
         self._ready = asyncio.Event()
 
@@ -40,32 +41,33 @@ class Lanes:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lanes: dict[str, deque[Ticket]] = {}
+        self._lanes: dict[Hashable, deque[Ticket]] = {}
 
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def __contains__(self, thread_id: str) -> bool:
-        return thread_id in self._lanes
+    def __iter__(self) -> Iterator[Hashable]:
+        """The keys of the lanes in which somebody stands."""
+        return iter(self._lanes)
 
-    def join(self, thread_id: str) -> Ticket:
-        """Take the next place in a thread's queue, or raise ThreadBusyError when it is full."""
-        lane = self._lanes.get(thread_id)
+    def join(self, key: Hashable) -> Ticket:
+        """Take the next place in the queue of a key, or raise ThreadBusyError when it is full."""
+        lane = self._lanes.get(key)
         if lane is not None and len(lane) >= self._limit:
             raise ThreadBusyError(
                 f"{len(lane)} messages of this thread wait for an answer; try again when some have one"
             )
-        ticket = Ticket(self, thread_id)
+        ticket = Ticket(self, key)
         if lane is None:
-            self._lanes[thread_id] = lane = deque()
+            self._lanes[key] = lane = deque()
             ticket._ready.set()
         lane.append(ticket)
         return ticket
 
     def _leave(self, ticket: Ticket) -> None:
-        lane = self._lanes[ticket.thread_id]
+        lane = self._lanes[ticket.key]
         lane.remove(ticket)
         if lane:
             lane[0]._ready.set()
         else:
-            del self._lanes[ticket.thread_id]
+            del self._lanes[ticket.key]

@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeAlias
 
 from attrs import Factory, field, frozen
 
+from dooers.exceptions import InvalidValueError, quoted
+
 __all__ = [
     "Actor",
     "Change",
@@ -99,28 +101,43 @@ class User:
     workspace_role: str = ""
 
 
-def _strings(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(values)
+def _or_empty(value: str | None) -> str:
+    return "" if value is None else value
+
+
+def _strings(values: Iterable[str] | None) -> tuple[str, ...]:
+    # A single text is iterable too, and would fall into letters.
+    return () if values is None else (values,) if isinstance(values, str) else tuple(values)
 
 
 @frozen(kw_only=True)
 class Identity:
     """Who a connection or a dispatch acts for: decided once, never changed, never mixed with what a client claims.
 
-    `expires_at` (aware, UTC) is when the proof behind it ends; None means with the connection.
+    `expires_at` (aware, UTC) is when the proof behind it ends; None means with the connection. The three ids must be texts:
+    a None here would be read as "any user" further on. Names and roles may be None for "not known". InvalidValueError else.
     """
 
     organization_id: str
     workspace_id: str
     user_id: str
-    user_name: str = ""
-    user_email: str = ""
-    user_role: str = ""
-    system_role: str = ""
-    organization_role: str = ""
-    workspace_role: str = ""
+    user_name: str = field(default="", converter=_or_empty)
+    user_email: str = field(default="", converter=_or_empty)
+    user_role: str = field(default="", converter=_or_empty)
+    system_role: str = field(default="", converter=_or_empty)
+    organization_role: str = field(default="", converter=_or_empty)
+    workspace_role: str = field(default="", converter=_or_empty)
     identity_ids: tuple[str, ...] = field(default=(), converter=_strings)
     expires_at: datetime | None = None
+
+    def __attrs_post_init__(self) -> None:
+        texts = {name: getattr(self, name) for name in _IDENTITY_TEXTS}
+        texts |= {f"identity_ids[{index}]": value for index, value in enumerate(self.identity_ids)}
+        for name, value in texts.items():
+            if not isinstance(value, str):
+                raise InvalidValueError(f"Identity.{name}: expected a text, got {quoted(value)}")
+        if self.expires_at is not None and self.expires_at.tzinfo is None:
+            raise InvalidValueError("Identity.expires_at: expected an aware time, this one has no time zone")
 
     @property
     def user(self) -> User:
@@ -135,6 +152,19 @@ class Identity:
             organization_role=self.organization_role,
             workspace_role=self.workspace_role,
         )
+
+
+_IDENTITY_TEXTS = (
+    "organization_id",
+    "workspace_id",
+    "user_id",
+    "user_name",
+    "user_email",
+    "user_role",
+    "system_role",
+    "organization_role",
+    "workspace_role",
+)
 
 
 @frozen
@@ -313,7 +343,7 @@ class Snapshot:
 
 @frozen
 class StoredSettings:
-    """The values somebody has set for a worker, and when last; defaults are not in here."""
+    """The values somebody has set for a worker, and when last; defaults are not in here. Passwords are, so `repr` leaves them out."""
 
-    values: dict[str, Any] = Factory(dict)
+    values: dict[str, Any] = field(factory=dict, repr=False)
     updated_at: datetime | None = None

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
-from attrs import Factory, frozen
+from attrs import Factory, field, frozen
 
 from dooers.codec import dumps, loads, plain_parts, plain_user, structure
-from dooers.exceptions import DooersError, ProtocolError
-from dooers.models import Change, ContentPart, Identity, Run, Thread, ThreadEvent, User
+from dooers.exceptions import DooersError, ProtocolError, quoted
+from dooers.models import Change, ContentPart, Identity, Run, Thread, ThreadEvent
 
 __all__ = [
+    "ANSWERS",
     "CLIENT",
     "Audience",
     "ClientFrame",
@@ -38,6 +39,7 @@ __all__ = [
     "ack",
     "event_out",
     "frames_of",
+    "iso",
     "parse",
     "refusal",
     "run_out",
@@ -57,7 +59,7 @@ class Connect:
     worker_id: str
     identity: Identity
     dialect: Dialect
-    auth_token: str | None = None
+    auth_token: str | None = field(default=None, repr=False)
     capabilities: frozenset[str] = frozenset()
 
 
@@ -120,7 +122,7 @@ class SettingsSubscribe:
 @frozen
 class SettingsPatch:
     field_id: str
-    value: Any
+    value: Any = field(repr=False)  # it may be a password
 
 
 @frozen
@@ -161,6 +163,17 @@ CLIENT: dict[str, type] = {
 }
 
 
+# What answers a frame that is not answered by an `ack`. These carry no id of the request: the worker answers in order.
+ANSWERS = {
+    "ping": "pong",
+    "thread.list": "thread.list.result",
+    "thread.subscribe": "thread.snapshot",
+    "event.list": "event.list.result",
+    "feedback": "feedback.ack",
+    "settings.public_schema": "settings.public_schema.result",
+}
+
+
 @frozen
 class ClientFrame:
     """A frame that was read: its id (to answer to), its type, and its payload as the class `CLIENT` names for it."""
@@ -174,7 +187,7 @@ def parse(text: str | bytes) -> ClientFrame:
     """The frame in a text, or ProtocolError with the path of the fault and, where it could be read, the frame's id."""
     try:
         raw = loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ProtocolError(f"is not JSON ({error})") from None
     if type(raw) is not dict:
         raise ProtocolError('expected an object {"id", "type", "payload"}')
@@ -184,7 +197,7 @@ def parse(text: str | bytes) -> ClientFrame:
     kind = raw.get("type")
     shape = CLIENT.get(kind) if type(kind) is str else None
     if shape is None:
-        what = "is required" if kind is None else f"{kind!r:.60} is none of {', '.join(CLIENT)}"
+        what = "is required" if kind is None else f"{quoted(kind)} is none of {', '.join(CLIENT)}"
         raise ProtocolError(what, path="type", frame_id=frame_id)
     payload = raw.get("payload")
     try:
@@ -238,12 +251,13 @@ _PERSON = ("user_id", "user_name", "user_email", "user_role", "system_role", "or
 
 def _connect(payload: Any) -> Connect:
     raw = structure(payload, _RawConnect, "payload")
-    flat = structure(payload, _Person, "payload")
     worker_id = raw.worker_id if raw.agent_id is None else raw.agent_id
     if worker_id is None:
         raise ProtocolError("is required (or agent_id)", path="payload.worker_id")
     metadata = raw.metadata if raw.metadata is not None else _Person()
-    person = next(place for place in (raw.user, raw.metadata, flat) if place is not None)
+    person = raw.user if raw.user is not None else raw.metadata
+    if person is None:
+        person = structure(payload, _Person, "payload")
     known: dict[str, Any] = {name: value for name in _PERSON if (value := getattr(person, name)) is not None}
     known.setdefault("user_id", "")
     identity = Identity(
@@ -317,15 +331,11 @@ def event_out(event: ThreadEvent) -> dict[str, Any]:
         if value is not None:
             out[name] = value
     if event.user is not None:
-        out["user"] = _user_out(event.user)
+        out["user"] = plain_user(event.user)
         out["user_id"] = event.user.user_id
         out["user_name"] = event.user.user_name
         out["user_email"] = event.user.user_email
     return out
-
-
-def _user_out(person: User) -> dict[str, Any]:
-    return plain_user(person)
 
 
 def run_out(run: Run) -> dict[str, Any]:

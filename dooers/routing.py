@@ -65,7 +65,7 @@ __all__ = ["ROUTES", "Authenticate", "Desk"]
 
 log = logging.getLogger("dooers")
 
-Authenticate: TypeAlias = Callable[[AuthRequest], "Identity | None | Awaitable[Identity | None]"]
+Authenticate: TypeAlias = Callable[[AuthRequest], "Awaitable[Identity | None] | Identity | None"]
 
 PAGE, MAX_PAGE = 50, 200
 VERSION = "0.1.0"
@@ -84,7 +84,7 @@ class Desk:
     clock: Clock
     settings: Callable[[str], WorkerSettings]
     schema: SettingsSchema | None
-    handler: Handler
+    handler: Handler | None
     authenticate: Authenticate | None
 
     async def route(self, session: Session, frame: ClientFrame) -> None:
@@ -214,6 +214,8 @@ async def thread_delete(desk: Desk, session: Session, frame: ClientFrame) -> Non
 async def event_create(desk: Desk, session: Session, frame: ClientFrame) -> None:
     """A message: stored, told, acknowledged, and only then answered, in a task that is not the session's."""
     payload: EventCreate = frame.payload
+    if desk.handler is None:
+        raise NotConfiguredError("this worker has no handler: nobody would answer")
     content = payload.event.content
     if len(content) > desk.config.max_content_parts:
         raise TooLargeError(f"payload.event.content: at most {desk.config.max_content_parts} parts, got {len(content)}")

@@ -28,7 +28,7 @@ from dooers.analytics import Collector
 from dooers.broadcast import Broadcast
 from dooers.config import WorkerConfig
 from dooers.context import WorkerAnalytics, WorkerContext, WorkerIncoming, WorkerMemory, WorkerSettings
-from dooers.exceptions import HandlerError, NotFoundError
+from dooers.exceptions import HandlerError, NotFoundError, ThreadBusyError
 from dooers.lanes import Lanes, Ticket
 from dooers.models import Change, ContentPart, Identity, ThreadEvent
 from dooers.send import WorkerEvent, WorkerSend
@@ -99,11 +99,16 @@ class OpenTurn:
     repeated: bool
     ticket: Ticket
     status: TurnStatus = "waiting"
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[HandlerError | None] | None = None
     canceled: bool = False
 
     def cancel(self) -> None:
-        """Ask the turn to stop: the handler is cancelled at its await. Also frees the place of a turn that has not begun."""
+        """Ask the turn to stop: the handler is cancelled at its await. Also frees the place of a turn that has not begun.
+
+        Asking twice is asking once: a second cancellation would hit the handler's `finally` and its dependencies' teardown.
+        """
+        if self.canceled:
+            return
         self.canceled = True
         if self.task is not None:
             self.task.cancel()
@@ -134,11 +139,16 @@ class Runner:
         self._settings = settings
         self._turns: set[OpenTurn] = set()
         self._send = WorkerSend()
+        self._closing = False
 
     @property
     def running(self) -> int:
         """How many turns have a task: they run or wait for their place."""
         return len(self._turns)
+
+    def is_answering(self, thread_id: str) -> bool:
+        """Whether a turn of this thread runs or waits."""
+        return any(opened.turn.thread.id == thread_id for opened in self._turns)
 
     # ------------------------------------------------------------ storing and telling
 
@@ -177,6 +187,8 @@ class Runner:
         Raises NotFoundError for a thread that is not there or not for this identity, ThreadBusyError for a full queue,
         StoreError when the database does not do it. After each of them nothing is stored.
         """
+        if self._closing:
+            raise ThreadBusyError("the worker is closing; try again when it is back")
         scope = scope_of(message.identity, message.worker_id, private=self._config.private_threads)
         check_may_own(scope)
         change = opening(
@@ -192,7 +204,8 @@ class Runner:
             repeat_key=message.repeat_key,
         )
         # The place is taken before anything is awaited: turns run in the order in which messages came.
-        ticket = self._lanes.join(change.thread.id)
+        # With the scope in the key, somebody who may not see a thread cannot stand in its queue either.
+        ticket = self._lanes.join((scope, change.thread.id))
         try:
             stored = await self.commit(change)
         except BaseException:
@@ -213,15 +226,25 @@ class Runner:
     def start(self, opened: OpenTurn, sink: Sink | None = None, *, detached: bool = True) -> None:
         """Let the turn run in a task of its own, when its place in the thread's queue comes."""
         inherited = frozenset() if detached else waited_threads.get()
-        opened.task = asyncio.create_task(
-            self._drain(opened, sink, inherited | {opened.turn.thread.id}), name=f"dooers-turn-{opened.event.id}"
-        )
+        drain = self._drain(opened, sink, inherited | {opened.turn.thread.id})
+        opened.task = asyncio.create_task(drain, name=f"dooers-turn-{opened.event.id}")
         self._turns.add(opened)
+
+        def ended(task: asyncio.Task[HandlerError | None]) -> None:
+            # Not in the task itself: one that is cancelled before its first step never runs a line of its own.
+            if opened.status in ("waiting", "running"):
+                opened.status = "canceled"
+            self._turns.discard(opened)
+            opened.ticket.leave()
+            if sink is not None:
+                sink.end(None if task.cancelled() or task.exception() else task.result())
+
+        opened.task.add_done_callback(ended)
 
     # ------------------------------------------------------------ a turn runs
 
-    async def _drain(self, opened: OpenTurn, sink: Sink | None, waiting: frozenset[str]) -> None:
-        """The turn's task, from its place in the queue to its clean end."""
+    async def _drain(self, opened: OpenTurn, sink: Sink | None, waiting: frozenset[str]) -> HandlerError | None:
+        """The turn's task, from its place in the queue to its clean end; what it failed with, for who follows it."""
         waited_threads.set(waiting)
         steps = _Steps(opened.turn, self.submit, sink, self._config.pipeline_depth)
         error: BaseException | None = None
@@ -237,17 +260,11 @@ class Runner:
         except BaseException as raised:
             error = raised
         outcome: Outcome = "canceled" if opened.canceled else "succeeded" if error is None else "failed"
-        try:
-            await self._close(opened, steps, outcome, error)
-        finally:
-            opened.status = outcome
-            self._turns.discard(opened)
-            opened.ticket.leave()
-            if sink is not None:
-                failed = error if outcome == "failed" else None
-                sink.end(None if failed is None else HandlerError(f"the handler failed: {failed!r}", failed))
+        await self._close(opened, steps, outcome, error)
+        opened.status = outcome
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise error
+        return HandlerError(f"the handler failed: {error!r}", error) if error and outcome == "failed" else None
 
     async def _perform(self, opened: OpenTurn, steps: _Steps, sink: Sink | None) -> None:
         """Drive the handler: one event, one step, on to the next."""
@@ -321,6 +338,7 @@ class Runner:
 
     async def close(self, grace: float) -> None:
         """Let turns finish for `grace` seconds, then cancel the rest and wait until each has closed its run."""
+        self._closing = True
         tasks = {opened.task for opened in self._turns if opened.task is not None}
         if not tasks:
             return

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from attrs import evolve, field, frozen
 
-from dooers.exceptions import ConfigError, InvalidValueError, NotFoundError
+from dooers.exceptions import ConfigError, InvalidValueError, NotFoundError, quoted
 
 __all__ = [
     "Help",
@@ -46,16 +46,38 @@ class SettingsFieldType(str, Enum):  # noqa: UP042  StrEnum changes str() of mem
     IMAGE = "image"
 
 
+def _bare(value: Any) -> Any:
+    """An enum member as its value, anything else as it is."""
+    return value.value if isinstance(value, Enum) else value
+
+
 @frozen
 class SettingsSelectOption:
-    """One choice of a SELECT."""
+    """One choice of a SELECT. `value` is a text, a number or a boolean."""
 
-    value: Any
+    value: Any = field(converter=_bare)
     label: str
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.value, str | int | float | None):
+            raise ConfigError(
+                f"SettingsSelectOption.value: expected a text, a number or a boolean, got {quoted(self.value)}"
+            )
+
+
+def _checked(where: str, given: Any, *kinds: type) -> tuple[Any, ...]:
+    names = " or ".join(kind.__name__ for kind in kinds)
+    if not isinstance(given, Iterable):
+        raise ConfigError(f"{where}: expected a list of {names}, got {quoted(given)}")
+    items = tuple(given)
+    for item in items:
+        if not isinstance(item, kinds):
+            raise ConfigError(f"{where}: expected {names}, got {quoted(item)}")
+    return items
 
 
 def _options(given: Iterable[SettingsSelectOption] | None) -> tuple[SettingsSelectOption, ...] | None:
-    return None if given is None else tuple(given)
+    return None if given is None else _checked("SettingsField.options", given, SettingsSelectOption)
 
 
 def _field_type(kind: SettingsFieldType | str) -> SettingsFieldType:
@@ -79,7 +101,7 @@ class SettingsField:
     label: str
     required: bool = False
     readonly: bool = False
-    value: Any = None
+    value: Any = field(default=None, repr=False)  # a PASSWORD's default must not be shown
     is_internal: bool = False
     placeholder: str | None = None
     options: tuple[SettingsSelectOption, ...] | None = field(default=None, converter=_options)
@@ -102,11 +124,16 @@ class SettingsField:
             raise ConfigError(f"{where}: a SELECT needs options=[SettingsSelectOption(value, label), ...]")
         if self.options and self.type is not SettingsFieldType.SELECT:
             raise ConfigError(f"{where}: options belong to SELECT, this is {self.type.name}")
+        for name in ("min", "max", "step", "rows", "width", "height", "max_length"):
+            bound = getattr(self, name)
+            if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int | float) or bound != bound):
+                raise ConfigError(f"{where}: {name}: expected a number, got {quoted(bound)}")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ConfigError(f"{where}: min {self.min} is above max {self.max}")
-        if self.value not in (None, ""):
+        if self.value is not None and not (isinstance(self.value, str) and self.value == ""):
             try:
-                self.check(self.value)
+                # Kept as a set value would be kept: `settings.get` gives the same type before and after somebody sets it.
+                object.__setattr__(self, "value", self.check(self.value))
             except InvalidValueError as error:
                 raise ConfigError(f"{where}: its default does not fit: {error}") from None
 
@@ -121,7 +148,7 @@ class SettingsField:
 
 
 def _inner(fields: Iterable[SettingsField]) -> tuple[SettingsField, ...]:
-    return tuple(fields)
+    return _checked("SettingsFieldGroup.fields", fields, SettingsField)
 
 
 @frozen
@@ -145,7 +172,7 @@ class SettingsFieldGroup:
 
 
 def _items(fields: Iterable[SettingsField | SettingsFieldGroup]) -> tuple[SettingsField | SettingsFieldGroup, ...]:
-    return tuple(fields)
+    return _checked("SettingsSchema.fields", fields, SettingsField, SettingsFieldGroup)
 
 
 @frozen
@@ -157,9 +184,6 @@ class SettingsSchema:
     _by_id: dict[str, SettingsField] = field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
-        for item in self.fields:
-            if not isinstance(item, SettingsField | SettingsFieldGroup):
-                raise ConfigError(f"SettingsSchema.fields: expected SettingsField or SettingsFieldGroup, got {item!r}")
         every = list(self.every_field())
         twice = [name for name, count in Counter(f.id for f in every).items() if count > 1]
         if twice:
@@ -179,9 +203,9 @@ class SettingsSchema:
         """The field of this id, or NotFoundError with the nearest name."""
         found = self._by_id.get(field_id)
         if found is None:
-            near = get_close_matches(str(field_id), self._by_id, 1)
+            near = get_close_matches(str(field_id)[:100], self._by_id, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise NotFoundError(f"there is no setting {field_id!r}{hint}")
+            raise NotFoundError(f"there is no setting {quoted(field_id)}{hint}")
         return found
 
     def defaults(self) -> dict[str, Any]:
@@ -208,23 +232,22 @@ class SettingsSchema:
 
 def _wrong(spec: SettingsField, expected: str, value: Any) -> InvalidValueError:
     # A password that failed its check must not be quoted in an error that is shown and logged.
-    got = "a value that is not shown" if spec.type is SettingsFieldType.PASSWORD else repr(value)[:80]
+    got = "a value that is not shown" if spec.type is SettingsFieldType.PASSWORD else quoted(value)
     return InvalidValueError(f"{spec.id}: expected {expected}, got {got}")
 
 
 def _text(spec: SettingsField, value: Any) -> str:
-    if isinstance(value, Secret):
-        value = value.reveal()
-    if not isinstance(value, str):
+    text = value.reveal() if isinstance(value, Secret) else value
+    if not isinstance(text, str):
         raise _wrong(spec, "text", value)
-    if spec.max_length is not None and len(value) > spec.max_length:
+    if spec.max_length is not None and len(text) > spec.max_length:
         raise _wrong(spec, f"at most {spec.max_length} characters", value)
-    return value
+    return text
 
 
 def _number(spec: SettingsField, value: Any) -> float:
     kind = "a whole number" if spec.integer else "a number"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
         raise _wrong(spec, kind, value)
     if spec.integer and isinstance(value, float):
         if not value.is_integer():
@@ -238,14 +261,21 @@ def _number(spec: SettingsField, value: Any) -> float:
     return number
 
 
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
 def _select(spec: SettingsField, value: Any) -> Any:
-    if isinstance(value, Enum):
-        value = value.value
+    value = _bare(value)
     allowed = [option.value for option in spec.options or ()]
-    # 1 == True in Python; a select of numbers must not take a boolean.
-    if not any(value == choice and type(value) is type(choice) for choice in allowed):
-        raise _wrong(spec, f"one of {', '.join(map(repr, allowed))}", value)
-    return value
+    for choice in allowed:
+        # 1 == True in Python, and a select of numbers must not take a boolean; but 1 is what a browser makes of 1.0.
+        if value == choice and isinstance(value, bool) == isinstance(choice, bool):
+            return choice
+    raise _wrong(spec, f"one of {', '.join(map(repr, allowed))}", value)
 
 
 def _checkbox(spec: SettingsField, value: Any) -> bool:
@@ -268,9 +298,8 @@ def _date(spec: SettingsField, value: Any) -> str:
     text = _text(spec, value)
     if text:
         try:
-            if len(text) != 10:
+            if date.fromisoformat(text).isoformat() != text:  # Python reads other forms too, weeks for example
                 raise ValueError
-            date.fromisoformat(text)
         except ValueError:
             raise _wrong(spec, "a date as YYYY-MM-DD", value) from None
     return text
@@ -292,11 +321,18 @@ _CHECKS = {
 # ---------------------------------------------------------------- the typed style
 
 
-@frozen
 class Secret:
-    """A text that is never shown by accident: `repr` and `str` mask it. Read it with `.reveal()`."""
+    """A text that is never shown by accident: `repr` and `str` mask it. Read it with `.reveal()`.
 
-    _value: str = field(default="", alias="value", repr=False)
+    Not an attrs class like the rest, so that `attrs.asdict` of settings, and all that walks through fields, finds none in it.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str = "") -> None:
+        if not isinstance(value, str):
+            raise ConfigError(f"Secret: expected a text, got {type(value).__name__}")
+        self._value = value
 
     def reveal(self) -> str:
         """The text itself."""
@@ -310,6 +346,12 @@ class Secret:
 
     def __repr__(self) -> str:
         return f"Secret({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._value))
 
 
 @frozen

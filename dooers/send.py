@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from attrs import field, frozen
 
 from dooers.codec import clean, plain
-from dooers.exceptions import InvalidValueError
+from dooers.exceptions import InvalidValueError, quoted
 from dooers.models import ThreadEvent
 
 __all__ = ["SendType", "WorkerEvent", "WorkerSend"]
@@ -42,7 +42,7 @@ class WorkerEvent:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise InvalidValueError(f"send.{name}: expected a text, got {type(value).__name__} ({value!r:.60})")
+        raise InvalidValueError(f"send.{name}: expected a text, got {type(value).__name__} ({quoted(value)})")
     return clean(value)
 
 
@@ -149,7 +149,9 @@ class WorkerSend:
             data["title"] = _maybe_text("update_thread(title)", title)
         if metadata is not _UNSET:
             if metadata is not None and not isinstance(metadata, dict):
-                raise InvalidValueError(f"send.update_thread(metadata): expected a dict or None, got {metadata!r:.60}")
+                raise InvalidValueError(
+                    f"send.update_thread(metadata): expected a dict or None, got {quoted(metadata)}"
+                )
             data["metadata"] = None if metadata is None else plain(metadata, "send.update_thread(metadata)")
         return WorkerEvent("update_thread", data)
 
@@ -162,7 +164,7 @@ class WorkerSend:
     ) -> WorkerEvent:
         """The open run ends. `error` is shown to people. Without this the run ends with the turn."""
         if status not in _ENDS:
-            raise InvalidValueError(f"send.run_end(status): expected one of {', '.join(_ENDS)}, got {status!r}")
+            raise InvalidValueError(f"send.run_end(status): expected one of {', '.join(_ENDS)}, got {quoted(status)}")
         return WorkerEvent("run_end", {"status": status, "error": _maybe_text("run_end(error)", error)})
 
 

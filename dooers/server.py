@@ -104,9 +104,10 @@ class WorkerServer:
     def provide(self, function: Any = None, /, *, scope: Lifetime | None = None) -> Any:
         """Register something that handlers may ask for: a class, a function or a generator, sync or async.
 
-        Its own parameters are resolved like a handler's. A generator's code after its `yield` is the teardown. `scope` "turn" makes
-        one a turn, "worker" one for as long as the worker is open; without it, what yields or takes a turn's value is made a
-        turn, anything else once.
+        Its own parameters are resolved like a handler's. What a generator does around its `yield`, as with `contextlib`, is
+        set-up and teardown; the handler's error or cancellation is raised at that `yield`. `scope` "turn" makes one a turn,
+        "worker" one for as long as the worker is open; without it, what yields or takes a turn's value is made a turn,
+        anything else once.
         """
         if function is not None and not isinstance(function, str):
             self._provide(getattr(function, "__name__", ""), function, scope)
@@ -140,16 +141,17 @@ class WorkerServer:
         return function
 
     @overload
-    def settings(self, worker_id_or_class: C, /) -> C: ...
+    def settings(self, settings_class: C, /) -> C: ...
     @overload
-    def settings(self, worker_id_or_class: str | None = None, /) -> Awaitable[WorkerSettings]: ...
-    def settings(self, worker_id_or_class: Any = None, /) -> Any:
+    def settings(self, worker_id: str | None = None) -> Awaitable[WorkerSettings]: ...
+    def settings(self, worker_id: Any = None) -> Any:
         """`@worker.settings` over a dataclass or attrs class makes it this worker's settings schema.
 
         `await worker.settings(worker_id)` gives the settings of a worker id, outside of handlers.
         """
-        if worker_id_or_class is None or isinstance(worker_id_or_class, str):
-            return self._settings_of(worker_id_or_class)
+        if worker_id is None or isinstance(worker_id, str):
+            return self._settings_of(worker_id)
+        settings_class = worker_id
         shape = self._parts.shape()
         if shape.schema is not None:
             what = (
@@ -158,10 +160,10 @@ class WorkerServer:
                 else f"the settings class {shape.typed.cls.__name__}"
             )
             raise ConfigError(f"@worker.settings: this worker has {what} already; one or the other")
-        shape.typed = typed_settings(worker_id_or_class)
+        shape.typed = typed_settings(settings_class)
         shape.schema = shape.typed.schema
         self._compiler.settings_class = shape.typed.cls
-        return worker_id_or_class
+        return settings_class
 
     def override(self, **values: Any) -> AbstractContextManager[None]:
         """Replace what handlers are given, by name, inside a `with` block: for tests. Reaches nested dependencies too.
@@ -258,7 +260,8 @@ class WorkerServer:
 
         `handler` is a function, the name of a registered one, or nothing for the default one.
         """
-        compiled = self._compile(handler)
+        # Without any handler the connection is served all the same; a message is then answered by NOT_CONFIGURED.
+        compiled = None if handler is None and None not in self._handlers else self._compile(handler)
         state = getattr(websocket, "application_state", None)
         if state is not None and state.name == "CONNECTING":
             await websocket.accept()  # type: ignore[attr-defined]
@@ -368,7 +371,7 @@ class WorkerServer:
 
     def is_answering(self, thread_id: str) -> bool:
         """Whether a turn of this thread runs or waits in this process."""
-        return thread_id in self._parts.lanes()
+        return self._parts.runner().is_answering(thread_id)
 
     # ------------------------------------------------------------ outside of handlers
 

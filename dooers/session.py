@@ -93,7 +93,7 @@ class Session:
         self._outbox: deque[str] = deque()
         self._bytes = 0
         self._held: list[str] | None = None
-        self._wake = anyio.Event()
+        self._wake = asyncio.Event()
         self._close_code: int | None = None
         self._tasks: TaskGroup | None = None
         # Set by `connected`, and only by it.
@@ -175,7 +175,8 @@ class Session:
                 if message["type"] == "websocket.disconnect":
                     self._close_code = None
                     return
-                if message["type"] == "websocket.receive":
+                # Once it is to close, nothing is taken any more: a refused client cannot slip anything in.
+                if message["type"] == "websocket.receive" and self._close_code is None:
                     await self._take(message.get("text"))
                 if self.identity is not None:
                     waiting.deadline = float("inf")
@@ -221,7 +222,7 @@ class Session:
                     self._bytes -= len(text)
                     await self.socket.send({"type": "websocket.send", "text": text})
                 if self._close_code is None:
-                    self._wake = anyio.Event()
+                    self._wake.clear()
                     if not self._outbox:
                         await self._wake.wait()
         except Exception as error:  # every server has its own way to say that the peer is gone

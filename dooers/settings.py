@@ -13,9 +13,16 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
-from attrs import frozen
+from attrs import evolve, frozen
 
-from dooers.exceptions import ConfigError, InternalFieldError, InvalidValueError, ReadOnlyError
+from dooers.exceptions import (
+    ConfigError,
+    InternalFieldError,
+    InvalidValueError,
+    NotFoundError,
+    ReadOnlyError,
+    quoted,
+)
 from dooers.models import StoredSettings
 from dooers.schema import (
     Help,
@@ -38,6 +45,7 @@ __all__ = [
     "TypedSettings",
     "check_patch",
     "effective",
+    "is_mask",
     "public_fields",
     "public_schema",
     "public_value",
@@ -67,12 +75,17 @@ def public_value(field: SettingsField, value: Any) -> Any:
 
 def check_patch(schema: SettingsSchema, field_id: str, value: Any) -> Any:
     """What a client's patch would store; raises NotFound, Internal, ReadOnly or InvalidValue where it may not."""
-    field = schema.field(field_id)
+    try:
+        field = schema.field(field_id)
+    except NotFoundError:
+        # Without the suggestion: it might name an internal field.
+        raise NotFoundError(f"there is no setting {quoted(field_id)}") from None
     if field.is_internal:
         raise InternalFieldError(f"{field_id}: is not for clients")
     if field.readonly or field.type is SettingsFieldType.IMAGE:
         raise ReadOnlyError(f"{field_id}: is shown only")
-    return field.check(value)
+    # The mask stands for a password that is set already, whether or not it would pass for one itself.
+    return value if is_mask(schema, field_id, value) else field.check(value)
 
 
 def is_mask(schema: SettingsSchema, field_id: str, value: Any) -> bool:
@@ -142,6 +155,22 @@ class _Leaf:
     hint: Any
     nullable: bool
 
+    def of(self, value: Any) -> Any:
+        """A checked value as the class wants it; ValueError where the class has no room for it."""
+        if self.nullable and (value is None or (value == "" and self.hint is date)):
+            return None
+        if self.hint is Secret:
+            return Secret("" if value is None else value)
+        if value is None:
+            raise ValueError("null")
+        if self.hint is date:
+            return date.fromisoformat(value)
+        if self.hint is float:
+            return float(value)
+        if isinstance(self.hint, type) and issubclass(self.hint, Enum):
+            return self.hint(value)
+        return value
+
 
 @frozen
 class TypedSettings:
@@ -155,11 +184,11 @@ class TypedSettings:
         """An instance of the class from effective values. A stored value that no longer fits falls back to the default."""
         tree: dict[str, Any] = {}
         for leaf in self._leaves:
-            value = values.get(leaf.field.id)
+            value = values.get(leaf.field.id, leaf.field.value)
             try:
-                value = _as_hinted(leaf, leaf.field.check(value))
-            except (InvalidValueError, ValueError):
-                value = _as_hinted(leaf, leaf.field.value)
+                value = leaf.of(leaf.field.check(value))
+            except ValueError:
+                value = leaf.of(leaf.field.value)
             branch = tree
             for name in leaf.path[:-1]:
                 branch = branch.setdefault(name, {})
@@ -169,7 +198,7 @@ class TypedSettings:
     def check(self, field_id: str, value: Any) -> None:
         """Raise InvalidValueError for null where the class has no room for it."""
         for leaf in self._leaves:
-            if leaf.field.id == field_id and value is None and not leaf.nullable:
+            if leaf.field.id == field_id and value is None and not leaf.nullable and leaf.hint is not Secret:
                 raise InvalidValueError(f"{field_id}: expected {leaf.field.type.value}, got null")
 
 
@@ -180,43 +209,61 @@ def typed_settings(cls: type) -> TypedSettings:
         raise ConfigError(f"@worker.settings: expected a dataclass or an attrs class, got {cls!r}{hint}")
     leaves: list[_Leaf] = []
     items = [_describe(cls, name, hint, default, (name,), leaves) for name, hint, default in _members(cls)]
-    return TypedSettings(cls, SettingsSchema(fields=items), tuple(leaves))
+    typed = TypedSettings(cls, SettingsSchema(fields=items), tuple(leaves))
+    try:
+        typed.load({})
+    except Exception as error:
+        raise ConfigError(f"{cls.__name__}: cannot be made from its own defaults: {error}") from error
+    return typed
 
 
 _MISSING: Any = object()
 
 
 def _members(cls: type) -> Iterator[tuple[str, Any, Any]]:
-    """Name, annotation and default of each field."""
+    """Name, annotation and default of each field that the class takes; what it computes itself is no setting."""
     try:
         hints = get_type_hints(cls, include_extras=True)
-    except NameError as error:
-        raise ConfigError(f"{cls.__name__}: an annotation names something unknown: {error}") from None
+    except Exception as error:
+        raise ConfigError(f"{cls.__name__}: an annotation cannot be read: {error}") from None
     if attrs.has(cls):
         for a in attrs.fields(cls):
-            default = a.default.factory() if isinstance(a.default, attrs.Factory) else a.default  # type: ignore[arg-type]
-            yield a.name, hints[a.name], _MISSING if default is attrs.NOTHING else default
+            if a.init:
+                yield a.name, hints.get(a.name, Any), _attrs_default(cls, a)
         return
     for f in dataclasses.fields(cls):
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        yield f.name, hints[f.name], _MISSING if default is dataclasses.MISSING else default
+        if f.init:
+            default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+            yield f.name, hints[f.name], _MISSING if default is dataclasses.MISSING else default
+
+
+def _attrs_default(cls: type, attribute: Any) -> Any:
+    default = attribute.default
+    if not isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        return _MISSING if default is attrs.NOTHING else default
+    if default.takes_self:
+        raise ConfigError(f"{cls.__name__}.{attribute.name}: the default of a setting cannot depend on other settings")
+    return default.factory()
 
 
 def _describe(
     owner: type, name: str, hint: Any, default: Any, path: tuple[str, ...], leaves: list[_Leaf]
 ) -> SettingsField | SettingsFieldGroup:
     where = f"{owner.__name__}.{name}"
-    hint, marks = _split(hint)
+    hint, marks, nullable = _unwrap(where, hint)
     label = marks[Label].text if Label in marks else name.replace("_", " ").capitalize()
-    hint, nullable = _without_none(where, hint)
-    if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or attrs.has(hint)) and hint is not Secret:
+    if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or attrs.has(hint)):
         if len(path) > 1:
             raise ConfigError(f"{where}: groups do not nest: a settings class has fields, and classes of fields")
         inner = [_describe(hint, n, h, getattr(default, n, d), (*path, n), leaves) for n, h, d in _members(hint)]
         fields = [item for item in inner if isinstance(item, SettingsField)]
+        if ReadOnly in marks:
+            fields = [evolve(item, readonly=True) for item in fields]
         return SettingsFieldGroup(".".join(path), label, fields, is_internal=Internal in marks)
     if default is _MISSING:
         raise ConfigError(f"{where}: a setting needs a default, so that a worker works before anybody has set it")
+    if default is None and not nullable:
+        raise ConfigError(f"{where}: its default is None; annotate it with `| None`, or give it another")
     try:
         field = SettingsField(
             id=".".join(path),
@@ -226,37 +273,43 @@ def _describe(
             readonly=ReadOnly in marks,
             **_kind(where, hint, marks),
         )
-    except ConfigError as error:
+        field.check(field.value)  # a SettingsField lets an empty default pass for "nothing yet"; a class has no such value
+    except (ConfigError, InvalidValueError) as error:
         raise ConfigError(f"{where}: {error}") from None
     leaves.append(_Leaf(path, field, hint, nullable))
     return field
 
 
-def _split(hint: Any) -> tuple[Any, dict[type, Any]]:
-    if get_origin(hint) is not Annotated:
-        return hint, {}
-    bare, *marks = get_args(hint)
-    # `Internal` and `Internal()` both read well; take both.
-    made = [mark() if isinstance(mark, type) and mark in (Internal, ReadOnly) else mark for mark in marks]
-    return bare, {type(mark): mark for mark in made}
-
-
-def _without_none(where: str, hint: Any) -> tuple[Any, bool]:
-    if get_origin(hint) not in (Union, UnionType):
-        return hint, False
-    rest = [kind for kind in get_args(hint) if kind is not NoneType]
-    if len(rest) != 1:
-        raise ConfigError(f"{where}: expected one type, or one type | None, got {hint}")
-    return rest[0], len(rest) < len(get_args(hint))
+def _unwrap(where: str, hint: Any) -> tuple[Any, dict[type, Any], bool]:
+    """The bare type of an annotation, its markers by class, and whether None is allowed, in whatever order they are wrapped."""
+    marks: dict[type, Any] = {}
+    nullable = False
+    while True:
+        if get_origin(hint) is Annotated:
+            hint, *found = get_args(hint)
+            # `Internal` and `Internal()` both read well; take both.
+            made = [mark() if isinstance(mark, type) and mark in (Internal, ReadOnly) else mark for mark in found]
+            marks = {**{type(mark): mark for mark in made}, **marks}
+        elif get_origin(hint) in (Union, UnionType):
+            rest = [kind for kind in get_args(hint) if kind is not NoneType]
+            if len(rest) != 1:
+                raise ConfigError(f"{where}: expected one type, or one type | None, got {hint}")
+            hint, nullable = rest[0], True
+        else:
+            return hint, marks, nullable
 
 
 def _kind(where: str, hint: Any, marks: Mapping[type, Any]) -> dict[str, Any]:
     """The field type of an annotation, with what the markers add."""
     number, text = marks.get(Number, Number()), marks.get(Text, Text())
+    if (Number in marks and hint not in (int, float)) or (Text in marks and hint is not str):
+        raise ConfigError(f"{where}: Number is for int and float, Text for str, this is {hint!r}")
     more: dict[str, Any] = {"help": marks[Help].text} if Help in marks else {}
     if Placeholder in marks or text.placeholder:
         more["placeholder"] = marks[Placeholder].text if Placeholder in marks else text.placeholder
     if get_origin(hint) is Literal:
+        if any(isinstance(value, Enum | bytes | None) for value in get_args(hint)):
+            raise ConfigError(f"{where}: a Literal setting is of texts, numbers or booleans, got {hint}")
         options = [SettingsSelectOption(value, str(value)) for value in get_args(hint)]
         return {"type": SettingsFieldType.SELECT, "options": options, **more}
     if isinstance(hint, type) and issubclass(hint, Enum):
@@ -264,6 +317,8 @@ def _kind(where: str, hint: Any, marks: Mapping[type, Any]) -> dict[str, Any]:
         return {"type": SettingsFieldType.SELECT, "options": options, **more}
     if hint is str:
         formats = {"email": SettingsFieldType.EMAIL, "image": SettingsFieldType.IMAGE, None: SettingsFieldType.TEXT}
+        if text.format not in formats:
+            raise ConfigError(f"{where}: Text(format): expected 'email', 'image' or None, got {quoted(text.format)}")
         kind = SettingsFieldType.TEXTAREA if text.multiline else formats[text.format]
         return {"type": kind, "rows": text.rows, "max_length": text.max_length, **more}
     if hint in (int, float):
@@ -289,27 +344,11 @@ def _plain_default(default: Any) -> Any:
             return default
 
 
-def _as_hinted(leaf: _Leaf, value: Any) -> Any:
-    """A checked value as the class wants it."""
-    hint = leaf.hint
-    if hint is Secret:
-        return None if value is None and leaf.nullable else Secret(value or "")
-    if value is None:
-        return None
-    if hint is date:
-        return date.fromisoformat(value)
-    if hint is float:
-        return float(value)
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return hint(value)
-    return value
-
-
 def _build(cls: type, tree: Mapping[str, Any]) -> Any:
     hints = get_type_hints(cls, include_extras=True)
     values = {}
     for name, value in tree.items():
-        hint, _ = _without_none(name, _split(hints[name])[0])
-        alias = getattr(attrs.fields_dict(cls)[name], "alias", name) if attrs.has(cls) else name
+        hint, _, _ = _unwrap(name, hints[name])
+        alias = str(attrs.fields_dict(cls)[name].alias) if attrs.has(cls) else name
         values[alias] = _build(hint, value) if isinstance(value, dict) else value
     return cls(**values)

@@ -17,6 +17,7 @@ from typing import Any, Self
 from attrs import Factory, frozen
 
 from dooers.codec import dumps, loads
+from dooers.protocol import ANSWERS
 from dooers.server import WorkerServer
 
 __all__ = ["Closed", "Reply", "WorkerClient"]
@@ -159,11 +160,24 @@ class WorkerClient:
         if self._unread:
             return self._unread.pop(0)
         async with asyncio.timeout(within):
-            message = await self.socket.to_client.get()
+            message = await self._next()
         if message["type"] == "websocket.close":
             raise Closed(message["code"])
         frame: dict[str, Any] = loads(message["text"])
         return frame
+
+    async def _next(self) -> dict[str, Any]:
+        """The next message of the worker, or what `handle` raised instead."""
+        getting = asyncio.ensure_future(self.socket.to_client.get())
+        try:
+            await asyncio.wait({getting, *([self._task] if self._task is not None else [])}, return_when="FIRST_COMPLETED")
+            if getting.done():
+                return getting.result()
+            assert self._task is not None
+            self._task.result()
+            raise Closed(1006)
+        finally:
+            getting.cancel()
 
     async def expect(self, *types: str, within: float = WITHIN) -> dict[str, Any]:
         """The next frame of one of these types; frames of other types that come before it are passed over."""
@@ -178,7 +192,7 @@ class WorkerClient:
         passed: list[dict[str, Any]] = []
         while True:
             frame = await self.receive()
-            answers = frame["type"] == _ANSWERS.get(frame_type)
+            answers = frame["type"] == ANSWERS.get(frame_type)
             if answers or (frame["type"] == "ack" and frame["payload"]["ack_id"] == frame_id):
                 self._unread = passed + self._unread
                 return frame
@@ -200,18 +214,8 @@ class WorkerClient:
             if event["actor"] == "user"
         )
         self._unread.clear()
-        while self._worker.is_answering(mine["thread_id"]):
+        while self._worker.is_answering(mine["thread_id"]):  # noqa: ASYNC110  a handler without a run has no frame at its end
             await asyncio.sleep(0.001)
         await self.ask("ping")  # whatever the turn has sent is in front of the pong
         frames, self._unread = self._unread, []
         return Reply(mine["thread_id"], mine["id"], frames)
-
-
-_ANSWERS = {
-    "ping": "pong",
-    "thread.list": "thread.list.result",
-    "thread.subscribe": "thread.snapshot",
-    "event.list": "event.list.result",
-    "feedback": "feedback.ack",
-    "settings.public_schema": "settings.public_schema.result",
-}

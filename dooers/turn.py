@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from attrs import evolve, frozen
 
 from dooers.codec import dumps
-from dooers.exceptions import InvalidValueError
+from dooers.exceptions import InvalidValueError, quoted
 from dooers.models import (
     Change,
     ContentPart,
@@ -217,5 +217,5 @@ def as_event(value: Any, text: Callable[[str], WorkerEvent]) -> WorkerEvent:
     if isinstance(value, str):
         return text(value)
     raise InvalidValueError(
-        f"a handler yields send.text(...) and its siblings, or a text; it yielded {type(value).__name__} ({value!r:.60})"
+        f"a handler yields send.text(...) and its siblings, or a text; it yielded {type(value).__name__} ({quoted(value)})"
     )

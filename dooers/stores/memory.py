@@ -24,13 +24,15 @@ from dooers.models import (
     ThreadQuery,
 )
 from dooers.stores import snapshot_of
+from dooers.stores.sql import check_filter
 
 __all__ = ["MemoryStore"]
 
 T = TypeVar("T", Thread, ThreadEvent, Run)
 
 
-def _equal(rows: Iterable[T], equal: Mapping[str, str]) -> list[T]:
+def _equal(table: str, rows: Iterable[T], equal: Mapping[str, str]) -> list[T]:
+    check_filter(table, equal)
     return [row for row in rows if all(getattr(row, name) == value for name, value in equal.items())]
 
 
@@ -86,23 +88,29 @@ class MemoryStore:
             raise NotFoundError("there is no such thread")
         if change.guard is not None and not visible(known or change.thread, change.guard):
             raise NotFoundError("there is no such thread")
-        thread = evolve(known or change.thread, **change.patch)
+        thread = known or change.thread
         if change.removes:
             self._forget(thread.id)
             return evolve(change, thread=thread)
-        events = []
+        events: list[ThreadEvent] = []
         for event in change.events:
+            if event.id in self._thread_of_event:
+                raise StoreError(f"there is an event {event.id!r} already")
             seq = thread.last_seq + 1
             at = event.created_at
             thread = evolve(thread, last_seq=seq, last_event_at=at, updated_at=at)
             events.append(evolve(event, seq=seq, turn_seq=event.turn_seq or seq))
+        thread = evolve(thread, **change.patch)
         self._threads[thread.id] = thread
         self._events.setdefault(thread.id, {}).update({event.id: event for event in events})
         self._thread_of_event.update({event.id: thread.id for event in events})
         for run in change.runs:
-            if run.id not in self._runs or self._runs[run.id].status == "running":
+            begun = self._runs.get(run.id)
+            if begun is None:
                 self._runs[run.id] = run
-        if change.repeat_key is not None:
+            elif begun.status == "running":
+                self._runs[run.id] = evolve(begun, status=run.status, ended_at=run.ended_at, error=run.error)
+        if change.repeat_key is not None and events:
             self._keys[change.repeat_key] = (thread.id, events[0].id)
         return evolve(change, thread=thread, events=tuple(events), created=known is None)
 
@@ -121,6 +129,9 @@ class MemoryStore:
 
     async def set_settings(self, worker_id: str, values: Mapping[str, Any], at: datetime) -> None:
         stored = self._settings.get(worker_id, StoredSettings())
+        if not values:
+            return
+        at = at if stored.updated_at is None else max(at, stored.updated_at)
         self._settings[worker_id] = StoredSettings({**stored.values, **values}, at)
 
     # ------------------------------------------------------------ reading
@@ -129,13 +140,13 @@ class MemoryStore:
         return self._threads.get(thread_id)
 
     async def threads(self, query: ThreadQuery) -> list[Thread]:
-        rows = _equal(self._threads.values(), query.equal)
+        rows = _equal("threads", self._threads.values(), query.equal)
         if query.before is not None:
             rows = [row for row in rows if (row.last_event_at, row.id) < query.before]
         return _newest(rows, query.limit, query.oldest_first, lambda row: (row.last_event_at, row.id))
 
     async def count_threads(self, equal: Mapping[str, str]) -> int:
-        return len(_equal(self._threads.values(), equal))
+        return len(_equal("threads", self._threads.values(), equal))
 
     async def event(self, event_id: str) -> ThreadEvent | None:
         thread_id = self._thread_of_event.get(event_id)
@@ -167,7 +178,7 @@ class _Reader:
         return self._store._threads.get(thread_id)
 
     def events(self, query: EventQuery) -> list[ThreadEvent]:
-        rows = _equal(self._store._events.get(query.thread_id, {}).values(), query.equal)
+        rows = _equal("events", self._store._events.get(query.thread_id, {}).values(), query.equal)
         keep = [
             row
             for row in rows
@@ -180,9 +191,10 @@ class _Reader:
         return sorted(_newest(keep, query.limit, query.oldest_first, lambda row: row.seq), key=lambda row: row.seq)
 
     def runs(self, query: RunQuery) -> list[Run]:
+        check_filter("runs", query.equal)
         equal = dict(query.equal)
         worker_id = equal.pop("worker_id", None)
-        rows = _equal(self._store._runs.values(), equal)
+        rows = _equal("runs", self._store._runs.values(), equal)
         if worker_id is not None:
             rows = [row for row in rows if self._store._threads[row.thread_id].worker_id == worker_id]
         return _newest(rows, query.limit, query.oldest_first, lambda row: (row.started_at, row.id))

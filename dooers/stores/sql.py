@@ -7,7 +7,7 @@ Python and written back.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from dooers.codec import dumps, loads, parts, plain_parts, plain_user, user
@@ -74,9 +74,10 @@ class Statements:
     def append(self, change: Change) -> Statement:
         """Take numbers for the change's events, opening the thread where the change may. Returns the thread, or no row."""
         scope, count = _scope_values(change.guard), len(change.events)
-        if change.opens:
-            return self._open, {**thread_row(change.thread), "last_seq": count, "count": count, **scope}
         at = stamp(change.events[-1].created_at if change.events else change.thread.updated_at)
+        if change.opens:
+            times = {"last_event_at": at, "updated_at": at} if change.events else {}
+            return self._open, {**thread_row(change.thread), **times, "last_seq": count, "count": count, **scope}
         return self._append, {"id": change.thread.id, "count": count, "at": at, **scope}
 
     def patch(self, thread_id: str, patch: Mapping[str, Any], guard: Scope | None) -> Statement:
@@ -166,6 +167,7 @@ class Statements:
         return f"SELECT {RUN_COLUMNS} FROM {self.runs} WHERE id = :id", {"id": run_id}
 
     def list_runs(self, query: RunQuery) -> Statement:
+        check_filter("runs", query.equal)
         where, values = _where("runs", {k: v for k, v in query.equal.items() if k != "worker_id"})
         if "worker_id" in query.equal:
             where.append(f"thread_id IN (SELECT id FROM {self.threads} WHERE worker_id = :worker_id)")
@@ -232,7 +234,7 @@ def _and(where: Sequence[str]) -> str:
 
 def stamp(at: datetime) -> str:
     """A time as SQLite keeps it: ISO 8601, UTC, always the same width, so that texts sort as times do."""
-    return at.isoformat(timespec="microseconds")
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def _maybe_stamp(at: datetime | None) -> str | None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any, TypeVar
@@ -23,10 +23,22 @@ import databases
 from attrs import evolve
 from databases.core import Connection
 
+from dooers.access import visible
 from dooers.codec import loads
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, NotFoundError, StoreError
-from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
+from dooers.models import (
+    Change,
+    EventQuery,
+    Run,
+    RunQuery,
+    Scope,
+    Snapshot,
+    StoredSettings,
+    Thread,
+    ThreadEvent,
+    ThreadQuery,
+)
 from dooers.stores import snapshot_of
 from dooers.stores.migrations import HEAD, upgrade_sqlite
 from dooers.stores.sql import Statement, Statements, event_of, run_of, thread_of
@@ -39,6 +51,9 @@ T = TypeVar("T")
 # Waiting Changes written in one transaction at most. Enough to share a disk flush among hundreds of turns, and
 # few enough that the first of them does not wait for the last.
 GROUP = 512
+
+# Seconds that another process may hold the file before we give up on it.
+PATIENCE = 10.0
 
 
 class _Unit:
@@ -68,7 +83,7 @@ class _TunedConnection(sqlite3.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.row_factory = sqlite3.Row
-        for pragma in ("busy_timeout=10000", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in (f"busy_timeout={int(PATIENCE * 1000)}", "synchronous=FULL", "foreign_keys=ON"):
             super().execute(f"PRAGMA {pragma}").close()
 
     def execute(self, sql: Any, parameters: Any = (), /) -> Any:
@@ -122,16 +137,19 @@ class SqliteStore:
         self._reader: Connection | None = None
         self._waiting: list[tuple[Change, asyncio.Future[Change]]] = []
         self._flusher: asyncio.Task[None] | None = None
+        self._loops_end: AsyncGenerator[None, None] | None = None
 
     # ------------------------------------------------------------ lifecycle
 
     async def open(self) -> None:
         try:
             await self._open()
+            self._loops_end = self._close_with_the_loop()
+            await anext(self._loops_end)
         except BaseException as error:
             # A connection left open has a thread that keeps the process alive for ever.
             await self._let_go()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, Exception) and not isinstance(error, DooersError):
                 raise StoreError(f"cannot open the SQLite database {self._path!r}: {error}") from error
             raise
 
@@ -161,21 +179,42 @@ class SqliteStore:
         return connection
 
     async def close(self) -> None:
-        flusher = self._flusher
-        if flusher is not None:
-            await asyncio.wait([flusher])
-        await self._let_go()
+        try:
+            self._wake()
+            while self._flusher is not None and not self._flusher.done():
+                await asyncio.wait([self._flusher])
+                self._wake()
+        finally:
+            await self._let_go()
+
+    async def _close_with_the_loop(self) -> AsyncGenerator[None, None]:
+        """Suspended for as long as the store is open. A loop that ends finalizes its async generators, and so a store that
+        nobody has closed, whose threads would keep the process alive for ever."""
+        try:
+            yield
+        finally:
+            if self._loops_end is not None:
+                self._loops_end = None
+                await self.close()
 
     async def _let_go(self) -> None:
         self._writer = self._reader = None
+        ending, self._loops_end = self._loops_end, None
+        if ending is not None:
+            await ending.aclose()
         with anyio.CancelScope(shield=True):
             await self._stack.aclose()
 
     async def migrate(self) -> None:
-        if self._path == ":memory:":
-            await _run(self._need(self._writer), lambda connection: upgrade_sqlite(connection, self._prefix))
-        else:
-            await anyio.to_thread.run_sync(_upgrade_file, self._path, self._prefix)
+        try:
+            if self._path == ":memory:":
+                await _run(self._need(self._writer), lambda connection: upgrade_sqlite(connection, self._prefix))
+            else:
+                await anyio.to_thread.run_sync(_upgrade_file, self._path, self._prefix)
+        except DooersError:
+            raise
+        except Exception as error:
+            raise StoreError(f"cannot bring the SQLite database {self._path!r} up to date: {error}") from error
 
     async def _version(self) -> str | None:
         def read(connection: sqlite3.Connection) -> str | None:
@@ -195,49 +234,60 @@ class SqliteStore:
     def apply(self, change: Change) -> asyncio.Future[Change]:
         future: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
         self._waiting.append((change, future))
-        if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush(), name="dooers-sqlite-flush")
+        self._wake()
         return future
 
+    def _wake(self, _: object = None) -> None:
+        """See to it that somebody writes what waits. Also called when a flusher is done: one that a loop which ends cancelled
+        before it began has written nothing."""
+        if self._waiting and (self._flusher is None or self._flusher.done()):
+            self._flusher = asyncio.create_task(self._flush(), name="dooers-sqlite-flush")
+            self._flusher.add_done_callback(self._wake)
+
     async def _flush(self) -> None:
-        try:
-            while self._waiting:
-                group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
-                results = await self._write_group([change for change, _ in group])
-                for (_, future), result in zip(group, results, strict=True):
-                    if future.done():
-                        continue
-                    if isinstance(result, Change):
-                        future.set_result(result)
-                    else:
-                        future.set_exception(result)
-        finally:
-            self._flusher = None
+        while self._waiting:
+            group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+            results = await self._write_group([change for change, _ in group])
+            for (_, future), result in zip(group, results, strict=True):
+                if future.done():
+                    continue
+                if isinstance(result, Change):
+                    future.set_result(result)
+                else:
+                    future.set_exception(result)
 
     async def _write_group(self, changes: list[Change]) -> list[Change | DooersError]:
-        """Every Change as stored, or why it was not. First all in one transaction; if that fails, one transaction each."""
+        """Every Change as stored, or why it was not."""
         try:
             writer = self._need(self._writer)
-            try:
-                return await _run_to_end(writer, lambda connection: self._transaction(connection, changes))
-            except (DooersError, sqlite3.Error) as error:
-                if len(changes) == 1:
-                    return [_store_error(error)]
-                return [(await self._write_group([change]))[0] for change in changes]
+            return await _run_to_end(writer, lambda connection: self._transaction(connection, changes))
         except Exception as error:
             # The flusher must go on: whoever waits gets this, and the next Change gets its chance.
             return [_store_error(error) for _ in changes]
 
     def _transaction(self, connection: sqlite3.Connection, changes: list[Change]) -> list[Change | DooersError]:
-        connection.execute("BEGIN IMMEDIATE")
+        """First all in one transaction; if one of them spoils it, one transaction each."""
         try:
-            stored: list[Change | DooersError] = [self._write(connection, change) for change in changes]
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            # Locked, unreadable, gone: so it is for each of them, and each would wait as long again to hear it.
+            return [_store_error(error) for _ in changes]
+        try:
+            stored = [self._write_or_refuse(connection, change) for change in changes]
             connection.execute("COMMIT")
-        except BaseException:
+            return stored
+        except Exception as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            raise
-        return stored
+            if len(changes) == 1:
+                return [_store_error(error)]
+        return [self._transaction(connection, [change])[0] for change in changes]
+
+    def _write_or_refuse(self, connection: sqlite3.Connection, change: Change) -> Change | DooersError:
+        try:
+            return self._write(connection, change)
+        except NotFoundError as error:
+            return error  # found out before anything of it was written: the others need not begin again
 
     def _write(self, connection: sqlite3.Connection, change: Change) -> Change:
         sql = self._sql
@@ -250,13 +300,9 @@ class SqliteStore:
         if change.removes:
             gone = _found(_one(connection, sql.remove_thread(change.thread.id, change.guard)))
             return evolve(change, thread=thread_of(gone))
-        thread = change.thread
-        created = False
-        if change.events or change.opens:
+        thread, created = self._touch(connection, change)
+        if change.events or created:
             thread = thread_of(_found(_one(connection, sql.append(change))))
-            # The numbers begin at 1 and the time is ours only if this statement made the row.
-            fresh = thread.last_seq == len(change.events) and thread.created_at == change.thread.created_at
-            created = change.opens and fresh
         if change.patch:
             thread = thread_of(_found(_one(connection, sql.patch(change.thread.id, change.patch, change.guard))))
         for run in change.runs:
@@ -268,6 +314,14 @@ class SqliteStore:
         for index, event in enumerate(events):
             connection.execute(*sql.add_event(event, change.repeat_key if index == 0 else None)).close()
         return evolve(change, thread=thread, events=events, created=created)
+
+    def _touch(self, connection: sqlite3.Connection, change: Change) -> tuple[Thread, bool]:
+        """The thread a Change is about, and whether it is to be created. NotFoundError if neither may be."""
+        if not change.opens and (change.events or change.patch):
+            return change.thread, False  # the statements that write it find out by themselves
+        known = _Reader(connection, self._sql).thread(change.thread.id)
+        created = known is None and change.opens
+        return _in_scope(change.thread if created else known, change.guard), created
 
     async def remove_event(self, event_id: str) -> None:
         await self._change_alone([self._sql.remove_event(event_id)])
@@ -288,7 +342,7 @@ class SqliteStore:
                 raise
 
         try:
-            await _run_to_end(self._need(self._writer), work)
+            await _run(self._need(self._writer), work)
         except sqlite3.Error as error:
             raise _store_error(error) from error
 
@@ -390,11 +444,15 @@ def _found(row: sqlite3.Row | None) -> sqlite3.Row:
     return row
 
 
+def _in_scope(thread: Thread | None, guard: Scope | None) -> Thread:
+    if thread is None or (guard is not None and not visible(thread, guard)):
+        raise NotFoundError("there is no such thread")
+    return thread
+
+
 def _store_error(error: Exception) -> DooersError:
     if isinstance(error, DooersError):
         return error
-    if isinstance(error, sqlite3.IntegrityError) and "FOREIGN KEY" in str(error):
-        return NotFoundError("there is no such thread")
     wrapped = StoreError(f"the database did not do it ({type(error).__name__})")
     wrapped.__cause__ = error
     return wrapped
@@ -403,7 +461,8 @@ def _store_error(error: Exception) -> DooersError:
 def _use_wal(connection: sqlite3.Connection) -> None:
     # SQLite does not wait for the lock that the first change to WAL needs: of several processes starting on a new file, all
     # but one are told "locked" at once. Once the file is in WAL this is no change and needs no lock.
-    for _ in range(200):
+    give_up = time.monotonic() + PATIENCE
+    while time.monotonic() < give_up:
         try:
             connection.execute("PRAGMA journal_mode=WAL").fetchall()
             return

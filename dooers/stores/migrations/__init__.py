@@ -7,11 +7,15 @@ loaded only when there is something to do.
 from __future__ import annotations
 
 import sqlite3
+from threading import Lock
 from typing import Any
 
 __all__ = ["HEAD", "upgrade_sqlite"]
 
 HEAD = "0001"
+
+# `alembic.op` is one object for the whole process: two workers that start at once would write into each other's database.
+_alembic = Lock()
 
 
 def upgrade_sqlite(connection: sqlite3.Connection, prefix: str) -> None:
@@ -38,7 +42,7 @@ def run_scripts(connection: Any, prefix: str) -> None:
     config.set_main_option("script_location", "dooers:stores/migrations")
     config.set_main_option("path_separator", "os")
     scripts = ScriptDirectory.from_config(config)
-    with EnvironmentContext(
+    with _alembic, EnvironmentContext(
         config, scripts, fn=lambda revision, _: scripts._upgrade_revs(HEAD, revision)
     ) as environment:
         environment.configure(

@@ -18,7 +18,13 @@ NUMBER = sa.BigInteger()
 
 def upgrade() -> None:
     prefix = op.get_context().opts["prefix"]
-    threads, events, runs = f"{prefix}threads", f"{prefix}events", f"{prefix}runs"
+    create_threads(f"{prefix}threads")
+    create_events(f"{prefix}events", f"{prefix}threads")
+    create_runs(f"{prefix}runs", f"{prefix}threads")
+    create_settings(f"{prefix}settings")
+
+
+def create_threads(threads: str) -> None:
     op.create_table(
         threads,
         sa.Column("id", sa.Text, primary_key=True),
@@ -38,6 +44,9 @@ def upgrade() -> None:
     place = ["worker_id", "organization_id", "workspace_id"]
     op.create_index(f"{threads}_recent", threads, [*place, "last_event_at", "id"])
     op.create_index(f"{threads}_recent_of_user", threads, [*place, "user_id", "last_event_at", "id"])
+
+
+def create_events(events: str, threads: str) -> None:
     op.create_table(
         events,
         sa.Column("id", sa.Text, primary_key=True),
@@ -60,6 +69,9 @@ def upgrade() -> None:
     # The only index that starts with thread_id, on purpose: with a second one PostgreSQL's generic plans pick the wrong one.
     op.create_index(f"{events}_order", events, ["thread_id", "seq"], unique=True)
     op.create_index(f"{events}_repeat", events, ["repeat_key"], unique=True)
+
+
+def create_runs(runs: str, threads: str) -> None:
     op.create_table(
         runs,
         sa.Column("id", sa.Text, primary_key=True),
@@ -71,8 +83,11 @@ def upgrade() -> None:
         sa.Column("error", sa.Text),
     )
     op.create_index(f"{runs}_of_thread", runs, ["thread_id", "status", "started_at", "id"])
+
+
+def create_settings(settings: str) -> None:
     op.create_table(
-        f"{prefix}settings",
+        settings,
         sa.Column("worker_id", sa.Text, primary_key=True),
         sa.Column("field_id", sa.Text, primary_key=True),
         sa.Column("value", JSON, nullable=False),

@@ -1,0 +1,314 @@
+"""`dooers chat`: a conversation in a terminal, or over a pipe. What comes from the wire is shown as text, never obeyed.
+
+The worker lives in a thread of its own (an event loop that answers pings while somebody thinks about what to type); the main
+thread reads lines, so line editing and Ctrl-C work as in every other program.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from datetime import datetime
+from typing import Any
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from attrs import define, field
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.padding import Padding
+from rich.segment import Segment, Segments
+from rich.spinner import Spinner
+from rich.text import Text
+
+from dooers.client import Client
+from dooers.exceptions import DisconnectedError
+from dooers.codec import dumps
+from dooers.exceptions import DooersError
+
+__all__ = ["Chat", "printable", "run_chat"]
+
+HELP = """\
+/threads     your conversations
+/open N      go on with number N of them, or with a thread id
+/new         begin a new conversation
+/quit        leave (so does Ctrl-D); the conversation stays
+Ctrl-C stops waiting for an answer."""
+
+# C0, DEL and C1 without tab and newline: with these a terminal is driven (moved, recoloured, made to type).
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_LINE = 100
+
+
+def printable(text: object) -> str:
+    """A text without the characters that a terminal obeys; newlines and tabs stay."""
+    return _CONTROLS.sub("", str(text))
+
+
+def run_chat(console: Console, url: str, *, thread_id: str | None = None, **claims: Any) -> None:
+    """Talk until the input ends or somebody quits. `claims` are the Client's arguments.
+
+    DisconnectedError when the worker is not there (any more); a refused connection raises the error of its code.
+    """
+    with start_blocking_portal("asyncio") as portal:
+        client = Client(url, deltas=console.is_terminal, **claims)
+        with portal.wrap_async_context_manager(client):
+            chat = Chat(console, portal, client, claims.get("user_id", ""))
+            if sys.stdin.isatty():
+                chat.note(f"connected to {url} as {chat.user_id}; /help lists the commands")
+            if thread_id is not None:
+                chat.open(thread_id)
+            chat.run()
+
+
+@define(eq=False)
+class Chat:
+    """One conversation at a time, and what of it was shown."""
+
+    console: Console
+    portal: BlockingPortal
+    client: Client
+    user_id: str
+    thread_id: str | None = None
+    title: str | None = None
+    listed: list[str] = field(factory=list)
+    # What is growing on the screen: the id of the message and its text so far.
+    growing: tuple[str, str] = ("", "")
+    last_error: str | None = None
+    spinner: Spinner = field(factory=lambda: Spinner("dots", Text("…", style="dim"), style="magenta"))
+
+    # ------------------------------------------------------------ what somebody types
+
+    def run(self) -> None:
+        """Read lines until there are no more."""
+        prompt = self._prompt()
+        while True:
+            try:
+                line = input(prompt).strip()
+            except (EOFError, KeyboardInterrupt):
+                if prompt:
+                    self.console.print()
+                break
+            if line == "/quit":
+                break
+            if line:
+                self._take(line)
+        if self.thread_id is not None and prompt:
+            self.note(f"to come back to this conversation: --thread {self.thread_id}")
+
+    def _prompt(self) -> str:
+        if not (sys.stdin.isatty() and self.console.is_terminal):
+            return ""
+        with suppress(ImportError):
+            __import__("readline")  # gives input() its line editing and history, where the platform has it
+        # The marks tell readline that the colour takes no room.
+        return "\n\001\033[1;36m\002you > \001\033[0m\002"
+
+    def _take(self, line: str) -> None:
+        command, _, rest = line.partition(" ")
+        if command.startswith("/") and command not in COMMANDS:
+            self.error(f"there is no {command}; /help lists what there is (a message cannot begin with /)")
+            return
+        try:
+            if command in COMMANDS:
+                COMMANDS[command](self, rest.strip())
+            else:
+                self.say(line)
+        except DisconnectedError:
+            raise
+        except DooersError as error:
+            self.error(f"{error} ({error.code})")
+
+    def say(self, text: str) -> None:
+        """Send a message and show what comes until the turn is over, or until Ctrl-C."""
+        waiting = self.portal.start_task_soon(self._turn, text)
+        try:
+            waiting.result()
+        except KeyboardInterrupt:
+            waiting.cancel()
+            self.note("no longer waiting; the worker goes on, /open shows what it made of it")
+
+    async def _turn(self, text: str) -> None:
+        # It asks for what is growing a few times a second, however fast that grows.
+        live = Live(console=self.console, transient=True, refresh_per_second=12, get_renderable=self._growing)
+        try:
+            with live if self._moves() else nullcontext():
+                async for frame in self.client.send(text, self.thread_id):
+                    self.show(frame)
+        finally:
+            self.growing = ("", "")
+
+    def _moves(self) -> bool:
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
+    # ------------------------------------------------------------ commands
+
+    def help(self, _: str = "") -> None:
+        """What there is."""
+        self.console.print(HELP, style="dim", markup=False)
+
+    def new(self, _: str = "") -> None:
+        """The next message opens a new thread."""
+        self.thread_id = self.title = None
+        self.note("a new conversation")
+
+    def threads(self, _: str = "") -> None:
+        """List the newest threads, numbered for `/open`."""
+        found = self.portal.call(self.client.ask, "thread.list", {"limit": 50})
+        self.listed = [thread["id"] for thread in found["threads"]]
+        for number, thread in enumerate(found["threads"], 1):
+            here = ">" if thread["id"] == self.thread_id else " "
+            line = Text.assemble(
+                (f"{here}{number:>3}  ", "cyan"),
+                _short(thread.get("title") or "(no title)", 60),
+                (f"  {_when(thread['last_event_at'])}  {printable(thread['id'])}", "dim"),
+            )
+            self.console.print(line, soft_wrap=True)
+        if (more := found["total_count"] - len(self.listed)) > 0:
+            self.note(f"and {more} older")
+        if not self.listed:
+            self.note("no conversations yet")
+
+    def open(self, which: str) -> None:
+        """Show a thread, by its number in the last list or by its id, and go on with it."""
+        if which.isdecimal() and len(which) < 6:
+            if not self.listed:
+                self.threads()
+            if not 1 <= int(which) <= len(self.listed):
+                self.error(f"there is no number {which}; /threads lists them")
+                return
+            which = self.listed[int(which) - 1]
+        if not which:
+            self.error("which one? /open N, or /open and a thread id")
+            return
+        snapshot = self.portal.call(self.client.ask, "thread.subscribe", {"thread_id": which})
+        self.thread_id, self.title = snapshot["thread"]["id"], snapshot["thread"].get("title")
+        self.note(f"── {self.title or '(no title)'} ── {_when(snapshot['thread']['created_at'])}")
+        if snapshot["has_more"]:
+            self.note("(only the newest messages are shown)")
+        for event in snapshot["events"]:
+            self.event(event, mine=True)
+
+    # ------------------------------------------------------------ what the worker says
+
+    def show(self, frame: Mapping[str, Any]) -> None:
+        """Show one frame of the open thread."""
+        payload = frame["payload"]
+        match frame["type"]:
+            case "thread.upsert":
+                self.thread_id = payload["thread"]["id"]
+                if (title := payload["thread"].get("title")) != self.title:
+                    self.title = title
+                    self.note(f"· title: {title}")
+            case "thread.deleted":
+                self.thread_id = self.title = None
+                self.note("· this conversation was deleted")
+            case "event.append":
+                self.thread_id = payload["thread_id"]
+                for event in payload["events"]:
+                    self.event(event)
+            case "event.delta":
+                event_id, text = self.growing
+                more = payload["text"]
+                self.growing = (payload["event_id"], text + more if event_id == payload["event_id"] else more)
+            case "run.upsert":
+                self.run_state(payload["run"])
+
+    def _growing(self) -> RenderableType:
+        """The end of the growing message, as much as fits on the screen, and a sign of life."""
+        _, text = self.growing
+        if not text:
+            return self.spinner
+        lines = self.console.render_lines(_markdown(text), pad=False)[2 - self.console.height :]
+        return Group(Segments([segment for line in lines for segment in (*line, Segment.line())]), self.spinner)
+
+    def event(self, event: Mapping[str, Any], *, mine: bool = False) -> None:
+        """Show one event. One's own messages only when asked for: they stand where they were typed."""
+        if event["id"] == self.growing[0]:
+            self.growing = ("", "")
+        if event["type"] != "message":
+            self._say(_tool(event))
+            return
+        text = "\n\n".join(map(_part, event["content"]))
+        if event["actor"] == "user":
+            is_mine = event.get("user_id") == self.user_id
+            if mine or not is_mine:
+                who = "you" if is_mine else event.get("user_name") or event.get("user_id") or "user"
+                self._say(Text.assemble((f"\n{printable(who)} > ", "bold cyan"), printable(text)))
+        elif event["actor"] == "system":
+            if text != self.last_error:  # the run has said the same thing
+                self._say(Text(printable(text), style="red"))
+        else:
+            self._say(Text(f"\n{printable(event.get('author') or 'assistant')}", style="bold magenta"))
+            self._say(_markdown(text))
+
+    def run_state(self, run: Mapping[str, Any]) -> None:
+        """Show how a run has ended; that it goes on is told by what keeps coming."""
+        status, error = run["status"], run.get("error")
+        if status == "running":
+            if not self._moves():
+                self.note("· running")
+            return
+        self.last_error = error
+        mark, style = {"succeeded": ("✓", "dim green"), "failed": ("✗", "red")}.get(status, ("■", "yellow"))
+        took = _seconds(run.get("started_at"), run.get("ended_at"))
+        self._say(Text(printable(f"{mark} {status}{took}{f': {error}' if error else ''}"), style=style))
+
+    def note(self, text: str) -> None:
+        """Something the chat itself has to say."""
+        self._say(Text(printable(text), style="dim"))
+
+    def error(self, text: str) -> None:
+        """Something that did not work."""
+        self._say(Text(printable(text), style="red"))
+
+    def _say(self, what: RenderableType) -> None:
+        self.console.print(what)
+
+
+COMMANDS: dict[str, Callable[[Chat, str], None]] = {
+    "/help": Chat.help,
+    "/new": Chat.new,
+    "/open": Chat.open,
+    "/threads": Chat.threads,
+}
+
+
+def _markdown(text: str) -> RenderableType:
+    # Without hyperlinks: a terminal would hide where one leads, and its address would be written as a control sequence.
+    return Padding(Markdown(printable(text), hyperlinks=False), (0, 0, 0, 2))
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    if part["type"] == "text":
+        return str(part["text"])
+    name = part.get("filename") or part.get("alt") or ""
+    return f"[{part['type']}] {name} {_short(part.get('url', ''), 200)}"
+
+
+def _tool(event: Mapping[str, Any]) -> Text:
+    data = event.get("data") or {}
+    name = data.get("display_name") or data.get("name") or event["type"]
+    line = Text.assemble(("  ⚙ ", "yellow"), (printable(name), "bold"))
+    if event["type"] != "tool.result":
+        line.append(f" {_short(dumps(data.get('args') or {}), _LINE)}", style="dim")
+    if event["type"] != "tool.call":
+        line.append(f" → {_short(dumps(data.get('result')), _LINE)}", style="dim")
+    return line
+
+
+def _short(text: object, limit: int) -> str:
+    line = " ".join(printable(text).split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def _when(text: str) -> str:
+    return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}"
+
+
+def _seconds(start: str | None, end: str | None) -> str:
+    if start is None or end is None:
+        return ""
+    return f" in {(datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds():.1f} s"

@@ -1,0 +1,339 @@
+"""The `dooers` command as people use it: in processes of its own, against a really served worker."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from serving import DOOERS, WITHIN, Served, dooers_run
+from typer.testing import CliRunner
+
+from dooers.chat import Chat, printable
+from dooers.cli import TargetError, app, load
+from dooers.client import Client
+
+WORKER = """
+import asyncio
+from dooers import WorkerConfig, WorkerServer
+
+worker = WorkerServer(WorkerConfig(database_type="memory", assistant_name="Robot\\x1b[31m"))
+
+@worker.handler
+async def agent(incoming, send):
+    yield send.run_start()
+    if incoming.message == "fail":
+        raise RuntimeError("not for clients")
+    if incoming.message == "evil":
+        yield send.update_thread(title="\\x1b]0;owned\\x07title")
+        yield send.tool_call("rm\\x1b[2J", {"path": "\\x9b31m/"}, id="1")
+        yield send.tool_result("rm", "\\x1b[5n", id="1")
+        yield send.text("red \\x1b[31m &#27;[31m \\x9b31m [b]not markup[/b] \\x07\\r\\b|tab\\t|\\nnext [link](http://example.org/a)")
+    else:
+        yield send.text(f"**{incoming.message}** to you")
+    yield send.run_end()
+
+class Shape:
+    pass
+
+def sync(scope, receive, send): ...
+
+async def asgi(scope, receive, send): ...
+"""
+FILES = {
+    "bot.py": WORKER,
+    "needy.py": "import a_module_nobody_has\n",
+    "broken.py": "x = 1\ny = 1 / 0\n",
+    "garbled.py": "def f(:\n",
+    "leaver.py": "raise SystemExit(4)\n",
+    "empty.py": "",
+    "shelf/inner.py": "",
+}
+
+
+def files(here: Path) -> Path:
+    for name, text in FILES.items():
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text(text)
+    return here
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with dooers_run("bot:worker", files(tmp_path_factory.mktemp("served"))) as running:
+        yield running
+
+
+def dooers(*words: str, stdin: str = "", cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*DOOERS, *words],
+        input=stdin,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", "PYTHONIOENCODING": "utf-8", **env},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=WITHIN,
+        check=False,
+    )
+
+
+def chat(served: Served, *lines: str, **options: Any) -> str:
+    done = dooers("chat", served.ws, "--user", "ana", stdin="\n".join(lines), **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize(
+    ("words", "example"),
+    [
+        ((), "dooers run examples.quickstart:worker"),
+        (("run",), "dooers run examples.quickstart:worker --port 8001 --reload"),
+        (("chat",), "echo hello | dooers chat"),
+    ],
+)
+def test_help_teaches_with_an_example(words: tuple[str, ...], example: str) -> None:
+    done = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0
+    assert example in done.stdout
+
+
+def test_without_the_extra_one_line_says_what_to_install() -> None:
+    code = "import sys, dooers; sys.modules['typer'] = None; from dooers.cli import main"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WITHIN, check=False)
+    assert (done.returncode, done.stderr) == (1, "pip install 'dooers-workers-server[cli]'\n")
+
+
+def test_the_package_alone_needs_nothing_of_the_extra() -> None:
+    blocked = "sys.modules.update(dict.fromkeys(['typer', 'rich', 'uvicorn', 'websockets']))"
+    subprocess.run([sys.executable, "-c", f"import sys; {blocked}; import dooers"], timeout=WITHIN, check=True)
+
+
+# ---------------------------------------------------------------- run: what to serve
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("bto:worker", "no module 'bto'; did you mean bot:worker?"),
+        ("shelf.iner:worker", "no module 'shelf.iner'; did you mean shelf.inner:worker?"),
+        ("shlf.inner:worker", "no module 'shlf'; did you mean shelf.inner:worker?"),
+        ("bot.worker:app", "no module 'bot.worker' here"),
+        ("something_else:worker", "no module 'something_else' here; run this in the directory that holds it"),
+        ("bot:wroker", "bot has no 'wroker'; did you mean bot:worker?"),
+        ("empty:worker", "empty has no 'worker'"),
+        ("bot:agent", "bot:agent is a function, not a WorkerServer or an ASGI application; did you mean bot:worker?"),
+        ("bot:sync", "bot:sync is a function"),
+        ("bot:Shape", "bot:Shape is a class"),
+        ("bot", "expected MODULE:NAME, got 'bot'; did you mean bot:worker?"),
+        ("./shelf/inner.py", "did you mean shelf.inner:worker?"),
+        ("shelf/inner.py:app", "did you mean shelf.inner:app?"),
+        ("", "expected MODULE:NAME"),
+        ("needy:worker", "needy needs the module 'a_module_nobody_has', which is not installed"),
+        ("broken:worker", "broken cannot be imported: ZeroDivisionError: division by zero (broken.py, line 2)"),
+        ("garbled:worker", "garbled cannot be imported: SyntaxError: invalid syntax (garbled.py, line 1)"),
+        ("leaver:worker", "leaver cannot be imported: SystemExit: 4"),
+        ("..bot:worker", "..bot cannot be imported: TypeError"),
+    ],
+)
+def test_a_wrong_target_is_one_sentence_with_a_suggestion(
+    target: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TargetError) as raised:
+        load(target)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+    for name in [name for name in sys.modules if f"{name.partition('.')[0]}.py" in FILES or name.startswith("shelf")]:
+        del sys.modules[name]
+
+
+def test_a_worker_and_any_asgi_application_can_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
+    monkeypatch.syspath_prepend(files(tmp_path))
+    assert type(load("bot:worker")).__name__ == "WorkerServer"
+    assert load("bot:asgi").__name__ == "asgi"
+    assert type(load("examples.fastapi_basic:app")).__name__ == "FastAPI"
+    del sys.modules["bot"]
+
+
+def test_a_wrong_target_ends_with_2_and_no_traceback(tmp_path: Path) -> None:
+    done = dooers("run", "bto:worker", cwd=files(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == "dooers: there is no module 'bto'; did you mean bot:worker?\n"
+
+
+def test_a_taken_port_is_one_sentence(served: Served, tmp_path: Path) -> None:
+    port = served.host.rpartition(":")[2]
+    done = dooers("run", "bot:worker", "--port", port, cwd=files(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"dooers: cannot listen on 127.0.0.1:{port}: Address already in use; try --port")
+
+
+# ---------------------------------------------------------------- run: how it ends
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_stops_it_cleanly_with_a_client_connected(sign: signal.Signals, tmp_path: Path) -> None:
+    with dooers_run("bot:worker", files(tmp_path)) as running:
+        async with Client(running.ws) as client:
+            assert await client.ask("ping") == {}
+            assert running.stop(sign) == 0
+        assert "Traceback" not in running.said
+        _until(lambda: not _anybody_left(running))
+
+
+def test_reload_serves_again_after_a_change_and_survives_a_mistake(tmp_path: Path) -> None:
+    source = files(tmp_path) / "bot.py"
+    with dooers_run("bot:worker", tmp_path, "--reload") as running:
+        _change(source, "def f(:")
+        _until(lambda: "dooers: bot cannot be imported: SyntaxError" in running.said)
+        _change(source, WORKER.replace("to you", "for you"))
+        _until(lambda: running.said.count("talk to it:") == 2)
+        assert "hi for you" in chat(running, "hi")
+        assert running.stop() == 0
+        assert "Traceback" not in running.said
+        _until(lambda: not _anybody_left(running))
+
+
+def _change(source: Path, text: str) -> None:
+    """Write so that a watcher sees it, also on a file system whose times are coarse."""
+    later = source.stat().st_mtime + 2
+    source.write_text(text)
+    os.utime(source, (later, later))
+
+
+def _anybody_left(running: Served) -> bool:
+    """Whether a process of its group still lives; Python's own resource tracker takes a moment to see that it may go."""
+    try:
+        os.killpg(running.process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + WITHIN
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+# ---------------------------------------------------------------- chat
+
+
+def test_piped_lines_are_answered_one_by_one_until_the_input_ends(served: Served) -> None:
+    said = chat(served, "first", "", "second")
+    assert said.index("first to you") < said.index("second to you")
+    assert said.count("succeeded in") == 2
+
+
+def test_threads_are_listed_opened_and_begun_anew(served: Served) -> None:
+    said = chat(served, "about a cat", "/new", "about a dog", "/threads", "/open 2", "again", "/quit", "never said")
+    assert "a new conversation" in said
+    listing, opened = said.split("(no title) ──")[0], said.split("(no title) ──")[1]
+    assert "  2  (no title)" in listing
+    assert "you > about a cat" in opened
+    assert "about a cat to you" in opened
+    assert "again to you" in opened
+    assert "about a dog" not in opened
+    assert "never" not in said
+
+
+def test_a_thread_is_opened_by_its_id_with_its_history(served: Served) -> None:
+    listed = chat(served, "remember this", "/threads")
+    thread_id = next(line.split()[-1] for line in listed.splitlines() if line.startswith(">"))
+    done = dooers("chat", served.ws, "--user", "ana", "--thread", thread_id)
+    assert done.returncode == 0
+    assert "you > remember this" in done.stdout
+    assert "remember this to you" in done.stdout
+
+
+def test_mistakes_are_told_and_the_conversation_goes_on(served: Served) -> None:
+    said = chat(served, "/opne 1", "/open", "/open 99999", "/open no-such-id", "/help", "fail", "still there")
+    assert "there is no /opne" in said
+    assert "which one?" in said
+    assert "there is no number 99999" in said
+    assert "(NOT_FOUND)" in said
+    assert "/threads     your conversations" in said
+    assert said.count("Something went wrong") == 1
+    assert "not for clients" not in said
+    assert "still there to you" in said
+
+
+def test_what_a_worker_says_cannot_drive_the_terminal(served: Served) -> None:
+    said = chat(served, "evil", "/threads", "/open 1", FORCE_COLOR="1", TERM="xterm-256color")
+    # Colours of our own are there, as with every terminal; nothing that came from the wire is.
+    assert "\x1b[" in said
+    for foreign in ("\x1b[31m &", "\x1b[2J", "\x1b[5n", "\x1b]", "\x07", "\x9b", "\x08"):
+        assert foreign not in said
+    for plain in ("[31m", "]0;ownedtitle", "rm[2J", "[b]not markup[/b]", "http://example.org/a"):
+        assert plain in said
+
+
+def test_printable_keeps_all_but_what_a_terminal_obeys() -> None:
+    kept = "tab\t newline\n ünï→😀 \u00a0"
+    assert printable(kept) == kept
+    controls = "".join(chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)])
+    assert printable(controls) == "\t\n"
+
+
+def test_nobody_there_is_one_sentence_and_1() -> None:
+    done = dooers("chat", "ws://127.0.0.1:9/ws")
+    assert done.returncode == 1
+    assert done.stderr.startswith("dooers: cannot connect to ws://127.0.0.1:9/ws")
+    assert "is a worker running there?" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_thread_that_is_not_there_ends_with_1(served: Served) -> None:
+    done = dooers("chat", served.ws, "--thread", "nope")
+    assert done.returncode == 1
+    assert "NOT_FOUND" in done.stderr
+
+
+def test_a_worker_that_goes_away_ends_the_chat_with_1(tmp_path: Path) -> None:
+    with dooers_run("bot:worker", files(tmp_path)) as running:
+        talking = subprocess.Popen(
+            [*DOOERS, "chat", running.ws], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            assert talking.stdin is not None
+            assert talking.stdout is not None
+            talking.stdin.write(b"hi\n")
+            talking.stdin.flush()
+            while b"succeeded" not in talking.stdout.readline():
+                pass
+            running.stop()
+            _, error = talking.communicate(b"are you there?\n", timeout=WITHIN)
+        finally:
+            talking.kill()
+            talking.wait(WITHIN)
+    assert talking.returncode == 1
+    assert b"dooers: the connection was closed (1012" in error
+    assert b"Traceback" not in error
+
+
+def test_a_message_grows_on_the_screen_and_stays_once_it_is_whole() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    talk = Chat(console, None, None, "ana")  # type: ignore[arg-type]  # nothing here asks the worker
+    for text in ("Hel", "lo \x1b[31m"):
+        talk.show({"type": "event.delta", "payload": {"thread_id": "t", "event_id": "e", "run_id": "r", "text": text}})
+    assert talk.growing == ("e", "Hello \x1b[31m")
+    event = {"id": "e", "type": "message", "actor": "assistant", "content": [{"type": "text", "text": "Hello"}]}
+    talk.show({"type": "event.append", "payload": {"thread_id": "t", "events": [event]}})
+    assert talk.growing == ("", "")
+    assert "Hello" in screen.getvalue()
+    assert "\x1b[31m" not in screen.getvalue()

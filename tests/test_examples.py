@@ -1,0 +1,92 @@
+"""Every example that needs no account is really run: served by `dooers run`, and spoken to over a socket."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import WITHIN, Served, dooers_run
+
+from dooers.client import Client
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A directory as somebody has it who copied the examples: their databases belong there, and nowhere else."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("*.db*", "__pycache__"))
+    return tmp_path
+
+
+@pytest.fixture
+def quickstart(here: Path) -> Iterator[Served]:
+    with dooers_run("examples.quickstart:worker", here) as served:
+        yield served
+
+
+@pytest.fixture
+def fastapi_basic(here: Path) -> Iterator[Served]:
+    with dooers_run("examples.fastapi_basic:app", here) as served:
+        yield served
+
+
+async def say(client: Client, text: str, thread_id: str | None = None) -> tuple[str, list[str]]:
+    """Thread id and the texts of the answer."""
+    events = [
+        event
+        async for frame in client.send(text, thread_id)
+        if frame["type"] == "event.append"
+        for event in frame["payload"]["events"]
+    ]
+    return events[0]["thread_id"], texts_of(events, "assistant")
+
+
+def texts_of(events: list[dict[str, Any]], actor: str) -> list[str]:
+    return [part["text"] for event in events if event["actor"] == actor for part in event["content"]]
+
+
+async def test_quickstart_answers_and_keeps_the_conversation(quickstart: Served, here: Path) -> None:
+    async with Client(quickstart.ws, user_id="ana") as client:
+        thread_id, texts = await say(client, "hello")
+        assert texts == ["You said: hello"]
+        assert await say(client, "again", thread_id) == (thread_id, ["You said: again"])
+
+    assert quickstart.stop() == 0
+    assert (here / "quickstart.db").exists()
+
+    with dooers_run("examples.quickstart:worker", here) as restarted:
+        async with Client(restarted.ws, user_id="ana") as client:
+            snapshot = await client.ask("thread.subscribe", {"thread_id": thread_id})
+    assert snapshot["thread"]["title"] == "hello"
+    assert texts_of(snapshot["events"], "user") == ["hello", "again"]
+    assert texts_of(snapshot["events"], "assistant") == ["You said: hello", "You said: again"]
+
+
+async def test_fastapi_basic_serves_people_and_webhooks_from_one_handler(fastapi_basic: Served) -> None:
+    async with Client(fastapi_basic.ws, organization_id="org-1", workspace_id="ws-1", user_id="bob") as client:
+        _, texts = await say(client, "from a person")
+        assert texts == ["You said: from a person"]
+
+        async with httpx.AsyncClient(base_url=fastapi_basic.http, timeout=WITHIN) as http:
+            first = await http.post("/api/webhook", json={"text": "from a system", "user_id": "alice"})
+            first.raise_for_status()
+            told = first.json()
+            assert told == {"thread_id": told["thread_id"], "is_new": True, "texts": ["You said: from a system"]}
+
+            second = await http.post(
+                "/api/webhook", json={"text": "more", "user_id": "alice", "thread_id": told["thread_id"]}
+            )
+            assert second.json() == {"thread_id": told["thread_id"], "is_new": False, "texts": ["You said: more"]}
+
+        listed = await client.ask("thread.list")
+        assert told["thread_id"] in [thread["id"] for thread in listed["threads"]]
+        snapshot = await client.ask("thread.subscribe", {"thread_id": told["thread_id"]})
+        assert texts_of(snapshot["events"], "user") == ["from a system", "more"]
+
+    assert fastapi_basic.stop() == 0
+    assert "Traceback" not in fastapi_basic.said

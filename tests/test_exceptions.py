@@ -1,0 +1,85 @@
+"""The error tree: every error on purpose is in it, has its code, and tells no more than it should."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from dooers import exceptions
+from dooers.exceptions import (
+    ConfigError,
+    DispatchError,
+    DooersError,
+    HandlerError,
+    InvalidCursorError,
+    InvalidValueError,
+    ProtocolError,
+    SignatureError,
+    quoted,
+)
+
+CLASSES: list[type[DooersError]] = [getattr(exceptions, name) for name in exceptions.__all__]
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_error_is_in_the_tree_and_in_its_drawing(kind: type[DooersError]) -> None:
+    assert issubclass(kind, DooersError)
+    assert kind.__doc__
+    assert kind.__name__ in (exceptions.__doc__ or "")
+
+
+def test_the_codes_in_the_drawing_are_the_codes_of_the_classes() -> None:
+    drawn = re.findall(r"── (\w+) +([A-Z_]{6,})\b", exceptions.__doc__ or "")
+    assert len(drawn) > 10
+    for name, code in drawn:
+        assert getattr(exceptions, name).code == code
+
+
+def test_what_is_also_a_builtin_error_can_be_caught_as_one() -> None:
+    assert issubclass(ConfigError, ValueError)
+    assert issubclass(InvalidValueError, ValueError)
+    assert issubclass(InvalidCursorError, InvalidValueError)
+    assert issubclass(SignatureError, TypeError)
+
+
+def test_a_protocol_error_says_where_and_for_which_frame() -> None:
+    error = ProtocolError("expected string", path="payload.thread_id", frame_id="f1")
+    assert str(error) == "payload.thread_id: expected string"
+    assert (error.path, error.frame_id, error.code) == ("payload.thread_id", "f1", "INVALID_FRAME")
+
+
+def test_a_protocol_error_may_carry_another_code_without_changing_that_of_others() -> None:
+    error = ProtocolError("too long", code="TOO_LARGE")
+    assert (str(error), error.code) == ("too long", "TOO_LARGE")
+    assert ProtocolError.code == "INVALID_FRAME"
+
+
+def test_a_dispatch_error_carries_the_code_of_its_reason() -> None:
+    assert DispatchError("no").code == "SERVER_ERROR"
+    assert DispatchError("no", code="NOT_FOUND").code == "NOT_FOUND"
+
+
+def test_a_handler_error_keeps_the_original() -> None:
+    original = RuntimeError("boom")
+    assert HandlerError("the handler failed", original).original is original
+
+
+def test_a_quoted_value_is_short_and_never_an_error_itself() -> None:
+    deep: list[object] = []
+    for _ in range(2 * sys.getrecursionlimit()):
+        deep = [deep]
+
+    class Rude:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    assert quoted("a") == "'a'"
+    assert len(quoted("x" * 1000)) == 60
+    assert quoted("x" * 1000, 10) == "'xxxxxxxxx"
+    assert quoted(deep) == "a list"
+    assert quoted(10**5000) == "a int"
+    assert quoted(Rude()) == "a Rude"
+    while deep:  # freed layer by layer: some interpreters recurse when they free it at once
+        deep = deep[0]  # type: ignore[assignment]

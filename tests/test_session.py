@@ -1,0 +1,226 @@
+"""One connection: bad frames keep it, slow readers lose only their own, and its end stops nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dooers import WorkerConfig, WorkerServer
+from dooers.protocol import CLIENT
+from dooers.testing import Closed, WorkerClient
+
+KEYS = [
+    "thread_id",
+    "event",
+    "content",
+    "type",
+    "text",
+    "worker_id",
+    "user",
+    "metadata",
+    "limit",
+    "cursor",
+    "field_id",
+    "value",
+]
+TYPES = sorted(CLIENT)
+WHO: dict[str, Any] = {"organization_id": "org-1", "workspace_id": "ws-1", "user_id": "user-1"}
+
+
+async def echo(incoming: Any, send: Any) -> AsyncIterator[Any]:
+    yield send.run_start()
+    yield send.text(incoming.message)
+    yield send.run_end()
+
+
+def small(config: WorkerConfig, **limits: Any) -> WorkerServer:
+    worker = WorkerServer(WorkerConfig(database_type="sqlite", database_name=config.database_name, **limits))
+    worker.handler(echo)
+    return worker
+
+
+async def test_every_kind_of_bad_frame_is_answered_and_the_socket_stays(worker_config: WorkerConfig) -> None:
+    worker = small(worker_config, max_frame_bytes=2048)
+    async with WorkerClient(worker) as client, WorkerClient(worker, user_id="neighbour") as neighbour:
+        for text, code, told in [
+            ("", "INVALID_FRAME", "is not JSON"),
+            ("nonsense", "INVALID_FRAME", "is not JSON"),
+            ("[]", "INVALID_FRAME", "expected an object"),
+            ("null", "INVALID_FRAME", "expected an object"),
+            ('{"type": "ping"}', "INVALID_FRAME", "id: is required"),
+            ('{"id": 5, "type": "ping"}', "INVALID_FRAME", "id: expected string"),
+            ('{"id": "a"}', "INVALID_FRAME", "type: is required"),
+            ('{"id": "a", "type": "dance"}', "INVALID_FRAME", "type: 'dance' is none of connect"),
+            ('{"id": "a", "type": ["ping"]}', "INVALID_FRAME", "type:"),
+            (
+                '{"id": "a", "type": "event.list", "payload": []}',
+                "INVALID_FRAME",
+                "payload: expected object, got array",
+            ),
+            ('{"id": "a", "type": "event.list", "payload": {}}', "INVALID_FRAME", "payload.thread_id: is required"),
+            (
+                '{"id": "a", "type": "event.list", "payload": {"thread_id": "t", "limit": "5"}}',
+                "INVALID_FRAME",
+                "payload.limit: expected integer, got string",
+            ),
+            (
+                '{"id": "a", "type": "event.create", "payload": {"event": {"content": [{"type": "video"}]}}}',
+                "INVALID_FRAME",
+                "payload.event.content[0].type",
+            ),
+            ('{"id": "a", "type": "ping", "payload": "' + "x" * 2048 + '"}', "TOO_LARGE", "over 2048 bytes"),
+            ("é" * 1500, "TOO_LARGE", "over 2048 bytes"),
+            ("[" * 2000, "INVALID_FRAME", "is not JSON"),
+        ]:
+            client.post_text(text)
+            answer = (await client.receive())["payload"]
+            assert answer["ok"] is False
+            assert answer["error"]["code"] == code, text[:60]
+            assert told in answer["error"]["message"], answer
+        client.socket.to_worker.put_nowait({"type": "websocket.receive", "bytes": b"\x00\x01"})
+        assert "binary" in (await client.receive())["payload"]["error"]["message"]
+        assert (await client.say("still here")).text == "still here"
+        await neighbour.ask("ping")
+        assert [frame["type"] for frame in neighbour._unread] == ["thread.upsert"]
+    await worker.close()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.one_of(
+            st.text(max_size=200),
+            st.tuples(
+                st.sampled_from(TYPES),
+                st.recursive(
+                    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda inner: (
+                        st.lists(inner, max_size=4)
+                        | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), inner)
+                    ),
+                    max_leaves=15,
+                ),
+            ).map(lambda frame: json.dumps({"id": "f", "type": frame[0], "payload": frame[1]})),
+        ),
+        max_size=8,
+    )
+)
+def test_no_sequence_of_frames_ends_a_session_or_logs_an_error(texts: list[str]) -> None:
+    caught: list[logging.LogRecord] = []
+
+    class Catch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            caught.append(record)
+
+    async def run() -> None:
+        worker = WorkerServer(WorkerConfig(database_type="memory"))
+        worker.handler(echo)
+        async with WorkerClient(worker) as client:
+            for text in texts:
+                client.post_text(text)
+            client.post("ping")
+            await client.expect("pong")
+        await worker.close()
+
+    handler = Catch(logging.ERROR)
+    logging.getLogger("dooers").addHandler(handler)
+    try:
+        asyncio.run(run())
+    finally:
+        logging.getLogger("dooers").removeHandler(handler)
+    assert caught == []
+
+
+async def test_a_client_that_does_not_connect_is_closed_in_time(worker_config: WorkerConfig) -> None:
+    worker = small(worker_config, connect_timeout=0.05)
+    client = WorkerClient(worker)
+    await client.open()
+    with pytest.raises(Closed) as closed:
+        await client.receive()
+    assert closed.value.code == 4408
+    await worker.close()
+
+
+async def test_a_reader_that_stalls_loses_its_own_connection_and_resumes_without_loss(
+    worker_config: WorkerConfig,
+) -> None:
+    worker = small(worker_config, outbox_frames=64)  # over what one group of writes publishes at once
+
+    async def many(send: Any) -> AsyncIterator[Any]:
+        for number in range(100):
+            yield send.text(str(number))
+
+    async with WorkerClient(worker) as good, WorkerClient(worker, user_id="stalled") as stalled:
+        reply = await good.say("hi")
+        await stalled.ask("thread.subscribe", {"thread_id": reply.thread_id})
+        stalled.socket.reading.clear()
+        stream = await worker.dispatch(many, **WHO, message="go", thread_id=reply.thread_id)
+        events = await stream.collect()
+        assert len(events) == 100
+        seen: list[int] = []
+        while len(seen) < 101:
+            frame = await good.expect("event.append")
+            seen += [event["seq"] for event in frame["payload"]["events"]]
+        stalled.socket.reading.set()
+        last = reply.events[-1]["id"]
+        with pytest.raises(Closed) as closed:
+            while True:
+                frame = await stalled.receive()
+                if frame["type"] == "event.append":
+                    last = frame["payload"]["events"][-1]["id"]
+        assert closed.value.code == 1013
+    async with WorkerClient(worker, user_id="stalled") as back:
+        snapshot = (await back.ask("thread.subscribe", {"thread_id": reply.thread_id, "after_event_id": last}))[
+            "payload"
+        ]
+        assert snapshot["events"][-1]["seq"] == seen[-1]
+    await worker.close()
+
+
+async def test_a_session_that_ends_leaves_nothing_behind(worker_config: WorkerConfig) -> None:
+    worker = small(worker_config)
+    await worker.ensure_initialized()
+    broadcast = worker._parts.broadcast()
+    before = len(asyncio.all_tasks())
+    for _ in range(20):
+        async with WorkerClient(worker) as client:
+            reply = await client.say("hi")
+            await client.ask("thread.subscribe", {"thread_id": reply.thread_id})
+            await client.ask("analytics.subscribe")
+    assert (broadcast._places, broadcast._threads, broadcast._subscribed, broadcast._topics) == ({}, {}, {}, {})
+    assert worker._sessions == set()
+    assert len(worker._parts.lanes()) == 0
+    assert worker._parts.runner().running == 0
+    assert len(asyncio.all_tasks()) <= before
+    await worker.close()
+
+
+async def test_a_closing_worker_closes_its_sockets_with_a_code_that_says_come_back(worker_config: WorkerConfig) -> None:
+    worker = small(worker_config)
+    client = await WorkerClient(worker).__aenter__()
+    await client.say("hi")
+    await worker.close()
+    with pytest.raises(Closed) as closed:
+        await client.receive()
+    assert closed.value.code == 1012
+
+
+async def test_subscriptions_of_one_connection_are_bounded(worker_config: WorkerConfig) -> None:
+    worker = small(worker_config, max_subscriptions=3)
+    repository = await worker.repository()
+    threads = [await repository.create_thread("worker", "org-1", "ws-1", "u") for _ in range(4)]
+    async with WorkerClient(worker) as client:
+        for thread in threads[:3]:
+            assert (await client.ask("thread.subscribe", {"thread_id": thread.id}))["type"] == "thread.snapshot"
+        answer = await client.ask("thread.subscribe", {"thread_id": threads[3].id})
+        assert answer["payload"]["error"]["code"] == "TOO_LARGE"
+        await client.ask("thread.unsubscribe", {"thread_id": threads[0].id})
+        assert (await client.ask("thread.subscribe", {"thread_id": threads[3].id}))["type"] == "thread.snapshot"
+    await worker.close()
