@@ -50,7 +50,7 @@ def _inline(part: ImagePart | DocumentPart) -> tuple[str, str] | None:
 def _named(part: ImagePart | DocumentPart) -> str:
     """A part in words, for vendors and roles that take text only."""
     if isinstance(part, ImagePart):
-        return f"[image: {part.alt or part.url[:200]}]"
+        return f"[image: {part.alt or ('inline' if part.url[:5].lower() == 'data:' else part.url[:200])}]"
     return f"[document: {part.filename}]"
 
 

@@ -260,11 +260,8 @@ class Compiler:
 
     def handler(self, function: Any) -> InjectedHandler:
         """A handler with its plan, or SignatureError with all that is wrong."""
-        target = (
-            function
-            if inspect.isroutine(function) or isinstance(function, partial)
-            else getattr(function, "__call__", None)
-        )
+        is_function = inspect.isroutine(function) or isinstance(function, partial)
+        target = function if is_function or not callable(function) else type(function).__call__
         if not (inspect.isasyncgenfunction(target) or inspect.iscoroutinefunction(target)):
             raise SignatureError(
                 f"{_where(function)}: a handler is an `async def` that yields events, or returns a text or one event"

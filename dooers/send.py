@@ -55,7 +55,7 @@ class WorkerSend:
 
     __slots__ = ()
 
-    def text(self, text: str, *, author: str | None = None) -> WorkerEvent:
+    def text(self, text: str, author: str | None = None) -> WorkerEvent:
         """A message of text. `author` replaces the worker's `assistant_name` on this message."""
         return WorkerEvent("text", {"text": _text("text(text)", text), "author": _maybe_text("text(author)", author)})
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 import anyio
 from anyio.abc import TaskGroup
-from attrs import frozen
+from attrs import field, frozen
 
 from dooers.access import scope_of
 from dooers.broadcast import Broadcast
@@ -55,8 +55,8 @@ class AuthRequest:
 
     claims: Identity
     worker_id: str
-    auth_token: str | None
-    headers: Mapping[str, str]
+    auth_token: str | None = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
     query_params: Mapping[str, str]
     client: tuple[str, int] | None
 

@@ -271,9 +271,11 @@ def _describe(
             value=_plain_default(default),
             is_internal=Internal in marks,
             readonly=ReadOnly in marks,
-            **_kind(where, hint, marks),
+            **_kind(hint, marks),
         )
-        field.check(field.value)  # a SettingsField lets an empty default pass for "nothing yet"; a class has no such value
+        field.check(
+            field.value
+        )  # a SettingsField lets an empty default pass for "nothing yet"; a class has no such value
     except (ConfigError, InvalidValueError) as error:
         raise ConfigError(f"{where}: {error}") from None
     leaves.append(_Leaf(path, field, hint, nullable))
@@ -299,17 +301,17 @@ def _unwrap(where: str, hint: Any) -> tuple[Any, dict[type, Any], bool]:
             return hint, marks, nullable
 
 
-def _kind(where: str, hint: Any, marks: Mapping[type, Any]) -> dict[str, Any]:
+def _kind(hint: Any, marks: Mapping[type, Any]) -> dict[str, Any]:
     """The field type of an annotation, with what the markers add."""
     number, text = marks.get(Number, Number()), marks.get(Text, Text())
     if (Number in marks and hint not in (int, float)) or (Text in marks and hint is not str):
-        raise ConfigError(f"{where}: Number is for int and float, Text for str, this is {hint!r}")
+        raise ConfigError(f"Number is for int and float, Text for str, this is {hint!r}")
     more: dict[str, Any] = {"help": marks[Help].text} if Help in marks else {}
     if Placeholder in marks or text.placeholder:
         more["placeholder"] = marks[Placeholder].text if Placeholder in marks else text.placeholder
     if get_origin(hint) is Literal:
         if any(isinstance(value, Enum | bytes | None) for value in get_args(hint)):
-            raise ConfigError(f"{where}: a Literal setting is of texts, numbers or booleans, got {hint}")
+            raise ConfigError(f"a Literal setting is of texts, numbers or booleans, got {hint}")
         options = [SettingsSelectOption(value, str(value)) for value in get_args(hint)]
         return {"type": SettingsFieldType.SELECT, "options": options, **more}
     if isinstance(hint, type) and issubclass(hint, Enum):
@@ -318,7 +320,7 @@ def _kind(where: str, hint: Any, marks: Mapping[type, Any]) -> dict[str, Any]:
     if hint is str:
         formats = {"email": SettingsFieldType.EMAIL, "image": SettingsFieldType.IMAGE, None: SettingsFieldType.TEXT}
         if text.format not in formats:
-            raise ConfigError(f"{where}: Text(format): expected 'email', 'image' or None, got {quoted(text.format)}")
+            raise ConfigError(f"Text(format): expected 'email', 'image' or None, got {quoted(text.format)}")
         kind = SettingsFieldType.TEXTAREA if text.multiline else formats[text.format]
         return {"type": kind, "rows": text.rows, "max_length": text.max_length, **more}
     if hint in (int, float):
@@ -328,7 +330,7 @@ def _kind(where: str, hint: Any, marks: Mapping[type, Any]) -> dict[str, Any]:
     if isinstance(hint, type) and hint in simple:
         return {"type": simple[hint], **more}
     raise ConfigError(
-        f"{where}: {hint!r} cannot be a setting; expected str, int, float, bool, date, Secret, an Enum, a Literal, or a class of these"
+        f"{hint!r} cannot be a setting; expected str, int, float, bool, date, Secret, an Enum, a Literal, or a class of these"
     )
 
 

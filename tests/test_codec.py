@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict, UserDict
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from datetime import time as time_of_day
@@ -110,7 +111,7 @@ def test_what_is_written_is_json_for_everybody_also_on_the_slow_road() -> None:
 
 
 def test_what_has_no_json_form_is_refused_by_dumps() -> None:
-    with pytest.raises(InvalidValueError, match="value.a: expected something with a JSON form, got object"):
+    with pytest.raises(InvalidValueError, match=r"value\.a: expected something with a JSON form, got object"):
         dumps({"a": object()})
 
 
@@ -149,10 +150,8 @@ def test_what_plain_gives_comes_back_from_json_as_it_was(value: Any) -> None:
 @given(st.binary(max_size=60) | st.text(st.characters(), max_size=60))
 @FAST
 def test_reading_anything_gives_a_value_or_a_value_error(text: str | bytes) -> None:
-    try:
+    with suppress(ValueError):
         loads(text)
-    except ValueError:
-        pass
 
 
 # ---------------------------------------------------------------- plain
@@ -418,7 +417,7 @@ def test_a_wrong_part_among_parts_is_told_by_its_index() -> None:
 
 @pytest.mark.parametrize("value", ["hello", b"hello", {"type": "text", "text": "x"}, 5, None, TextPart("x")])
 def test_one_part_in_the_place_of_a_list_does_not_fall_into_letters(value: Any) -> None:
-    with pytest.raises(InvalidValueError, match="^content: expected a list of parts, got "):
+    with pytest.raises(InvalidValueError, match=r"^content: expected a list of parts, got "):
         parts(value)
 
 

@@ -49,7 +49,8 @@ def test_the_defaults_are_those_of_the_classic_api() -> None:
 def test_the_environment_gives_what_is_not_passed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     variable, text, value = VARIABLES[name]
     monkeypatch.setenv(variable, text)
-    assert getattr(WorkerConfig(**({} if name == "database_name" else {"database_name": "db"})), name) == value
+    values: dict[str, Any] = {} if name == "database_name" else {"database_name": "db"}
+    assert getattr(WorkerConfig(**values), name) == value
 
 
 @pytest.mark.parametrize(
@@ -180,9 +181,9 @@ def test_a_misspelt_option_is_told_with_what_was_probably_meant() -> None:
     with pytest.raises(
         ConfigError, match=r"WorkerConfig has no option 'databse_name' \(did you mean 'database_name'\?\)"
     ):
-        WorkerConfig(databse_name="x")
+        config(databse_name="x")
     with pytest.raises(ConfigError, match=r"WorkerConfig has no option 'zzz'$"):
-        WorkerConfig(zzz="x")
+        config(zzz="x")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_a_settings_class_in_the_place_of_a_schema_is_sent_where_it_belongs() ->
     class Settings:
         model: str = "m"
 
-    with pytest.raises(ConfigError, match="a settings class goes to @worker.settings"):
+    with pytest.raises(ConfigError, match=r"a settings class goes to @worker\.settings"):
         config(settings_schema=Settings)
 
 

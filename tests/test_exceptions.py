@@ -10,11 +10,13 @@ import pytest
 from dooers import exceptions
 from dooers.exceptions import (
     ConfigError,
+    DisconnectedError,
     DispatchError,
     DooersError,
     HandlerError,
     InvalidCursorError,
     InvalidValueError,
+    NoAnswerError,
     ProtocolError,
     SignatureError,
     quoted,
@@ -42,6 +44,8 @@ def test_what_is_also_a_builtin_error_can_be_caught_as_one() -> None:
     assert issubclass(InvalidValueError, ValueError)
     assert issubclass(InvalidCursorError, InvalidValueError)
     assert issubclass(SignatureError, TypeError)
+    assert issubclass(DisconnectedError, ConnectionError)
+    assert issubclass(NoAnswerError, TimeoutError)
 
 
 def test_a_protocol_error_says_where_and_for_which_frame() -> None:
@@ -59,6 +63,11 @@ def test_a_protocol_error_may_carry_another_code_without_changing_that_of_others
 def test_a_dispatch_error_carries_the_code_of_its_reason() -> None:
     assert DispatchError("no").code == "SERVER_ERROR"
     assert DispatchError("no", code="NOT_FOUND").code == "NOT_FOUND"
+
+
+def test_a_lost_connection_says_how_the_socket_was_closed_where_it_was() -> None:
+    assert DisconnectedError("gone").close_code is None
+    assert DisconnectedError("gone", 1012).close_code == 1012
 
 
 def test_a_handler_error_keeps_the_original() -> None:

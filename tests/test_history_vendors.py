@@ -249,12 +249,12 @@ async def test_cohere_gets_its_chat_history_in_words(memory: WorkerMemory, fake:
     assert answer.text == fake.reply
     assert fake.last.path == "/v1/chat"
     assert fake.last.body["message"] == "Thanks."
-    in_words = "[image: {}]\n[image: A cat]\n[document: in.pdf]\n[document: far.pdf]\n[document: sheet.csv]"
+    in_words = "[image: inline]\n[image: A cat]\n[document: in.pdf]\n[document: far.pdf]\n[document: sheet.csv]"
     assert fake.last.body["chat_history"] == [
         {"role": "USER", "message": "Hello."},
         {"role": "CHATBOT", "message": "You said 'Hello.'."},
         {"role": "CHATBOT", "message": "Anything else?"},
-        {"role": "USER", "message": "What is this?\n" + in_words.format(PNG_URL)},
+        {"role": "USER", "message": "What is this?\n" + in_words},
         {"role": "CHATBOT", "message": ASKED},
         {"role": "CHATBOT", "message": "Anything else?"},
         {"role": "USER", "message": "Fail."},

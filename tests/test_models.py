@@ -10,6 +10,7 @@ import pytest
 
 from dooers.exceptions import InvalidValueError
 from dooers.models import (
+    ContentPart,
     DocumentPart,
     Identity,
     ImagePart,
@@ -34,7 +35,12 @@ def event(**values: Any) -> ThreadEvent:
 
 
 def test_the_text_of_a_message_is_its_text_parts_a_line_each() -> None:
-    content = [TextPart("one"), ImagePart("http://x/i.png"), TextPart("two"), DocumentPart("http://x/d", "d", "a/b")]
+    content: list[ContentPart] = [
+        TextPart("one"),
+        ImagePart("http://x/i.png"),
+        TextPart("two"),
+        DocumentPart("http://x/d", "d", "a/b"),
+    ]
     assert text_of(content) == "one\ntwo"
     assert event(content=content).text == "one\ntwo"
     assert event().text == ""

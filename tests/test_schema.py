@@ -83,12 +83,13 @@ def test_a_field_takes_the_values_of_its_kind(spec: SettingsField, value: Any, k
     assert type(found) is type(kept)
 
 
+NO_TEXTS: list[Any] = [5, True, ["x"], b"x", {}]
+NO_NUMBERS: list[Any] = ["5", "", True, False, float("nan"), float("inf"), [], 10**400, 10**5000]
+NO_CHOICES: list[Any] = ["b", "2", "", True, ["a"], {"a": 1}, float("nan")]
+NO_TRUTHS: list[Any] = [0, 1, "true", "", []]
+
 REFUSED: list[tuple[SettingsField, Any, str]] = [
-    *(
-        (make(kind), value, "text")
-        for kind in (KINDS.TEXT, KINDS.TEXTAREA, KINDS.IMAGE)
-        for value in (5, True, ["x"], b"x", {})
-    ),
+    *((make(kind), value, "text") for kind in (KINDS.TEXT, KINDS.TEXTAREA, KINDS.IMAGE) for value in NO_TEXTS),
     (make(KINDS.TEXT, max_length=3), "abcd", "at most 3 characters"),
     *((make(KINDS.EMAIL), value, "an e-mail address") for value in ("a", "@b", "a@", "a b@c", "a@b@c", "a@b\n", " ")),
     (make(KINDS.EMAIL), 5, "text"),
@@ -108,19 +109,13 @@ REFUSED: list[tuple[SettingsField, Any, str]] = [
         )
     ),
     (make(KINDS.DATE), 20240229, "text"),
-    *(
-        (make(KINDS.NUMBER), value, "a number")
-        for value in ("5", "", True, False, float("nan"), float("inf"), [], 10**400, 10**5000)
-    ),
+    *((make(KINDS.NUMBER), value, "a number") for value in NO_NUMBERS),
     (make(KINDS.NUMBER, min=0, max=2), -0.01, "at least 0"),
     (make(KINDS.NUMBER, min=0, max=2), 3, "at most 2"),
     (make(KINDS.NUMBER, integer=True), 1.5, "a whole number"),
     (make(KINDS.NUMBER, integer=True), "1", "a whole number"),
-    *((make(KINDS.CHECKBOX), value, "true or false") for value in (0, 1, "true", "", [])),
-    *(
-        (make(KINDS.SELECT), value, "one of 'a', 2, 1.0")
-        for value in ("b", "2", "", True, ["a"], {"a": 1}, float("nan"))
-    ),
+    *((make(KINDS.CHECKBOX), value, "true or false") for value in NO_TRUTHS),
+    *((make(KINDS.SELECT), value, "one of 'a', 2, 1.0") for value in NO_CHOICES),
     (make(KINDS.SELECT, options=[SettingsSelectOption(True, "Yes")]), 1, "one of True"),
 ]
 
@@ -138,7 +133,7 @@ def test_a_field_refuses_any_other_value_and_says_what_it_expected(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [None, ""])
 def test_a_required_field_needs_a_value(kind: SettingsFieldType, value: Any) -> None:
-    with pytest.raises(InvalidValueError, match="^f: is required, got "):
+    with pytest.raises(InvalidValueError, match=r"^f: is required, got "):
         make(kind, required=True).check(value)
 
 
@@ -184,7 +179,7 @@ def test_a_kept_value_is_taken_again_and_stays_as_it_is(kind: SettingsFieldType,
 
 
 def test_a_field_may_be_described_by_the_name_of_its_kind() -> None:
-    assert SettingsField("a", "text", "A").type is KINDS.TEXT  # type: ignore[arg-type]
+    assert SettingsField("a", "text", "A").type is KINDS.TEXT
 
 
 WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
@@ -282,7 +277,7 @@ def test_a_group_is_of_fields_and_of_nothing_else(fields: Any, said: str) -> Non
 
 def test_a_group_folds_in_one_of_three_ways() -> None:
     for way in ("open", "closed", None):
-        SettingsFieldGroup("g", "G", [], collapsible=way)  # type: ignore[arg-type]
+        SettingsFieldGroup("g", "G", [], collapsible=way)
     with pytest.raises(
         ConfigError, match="SettingsFieldGroup 'g': collapsible: expected 'open', 'closed' or None, got True"
     ):
@@ -307,8 +302,8 @@ def test_a_schema_is_of_fields_and_groups_with_ids_of_their_own(fields: Any, sai
 
 
 def test_fields_may_come_from_any_iterable() -> None:
-    schema = SettingsSchema(iter([make(KINDS.TEXT)]))  # type: ignore[arg-type]
-    assert [field.id for field in schema.fields] == ["f"]  # type: ignore[union-attr]
+    schema = SettingsSchema(iter([make(KINDS.TEXT)]))
+    assert [field.id for field in schema.fields] == ["f"]
 
 
 # ---------------------------------------------------------------- a whole schema
@@ -410,6 +405,6 @@ def test_a_secret_can_be_copied() -> None:
 
 @pytest.mark.parametrize("value", [None, 5, b"sk-1"])
 def test_a_secret_is_a_text(value: Any) -> None:
-    with pytest.raises(ConfigError, match="^Secret: expected a text, got ") as raised:
+    with pytest.raises(ConfigError, match=r"^Secret: expected a text, got ") as raised:
         Secret(value)
     assert "sk-1" not in str(raised.value)

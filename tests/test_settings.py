@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -527,10 +529,8 @@ def test_annotations_may_be_texts() -> None:
 
 def of(annotation: Any, *default: Any) -> Callable[[], type]:
     """A dataclass with one field `x`."""
-    fields: list[Any] = [
-        ("x", annotation, *(dataclasses.field(default_factory=lambda value=one: value) for one in default))
-    ]
-    return lambda: dataclasses.make_dataclass("Bad", fields)
+    field: list[Any] = [dataclasses.field(default_factory=functools.partial(copy.copy, one)) for one in default]
+    return lambda: dataclasses.make_dataclass("Bad", [("x", annotation, *field)])
 
 
 @dataclass
@@ -558,7 +558,7 @@ def attrs_self() -> type:
 def attrs_bare() -> type:
     @attrs.define
     class Bad:
-        x = attrs.field(default=1)
+        x = attrs.field(default=1)  # type: ignore[var-annotated]
 
     return Bad
 
@@ -581,6 +581,8 @@ def unbuildable() -> type:
 
     return Bad
 
+
+WRONG: Any = "phone"
 
 BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: 5, "@worker.settings: expected a dataclass or an attrs class, got 5"),
@@ -632,9 +634,9 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (of(Annotated[str, Number(min=5)], "x"), "Bad.x: Number is for int and float, Text for str, this is <class 'str'>"),
     (of(Annotated[int, Text()], 1), "Bad.x: Number is for int and float, Text for str, this is <class 'int'>"),
     (
-        of(Annotated[str, Text(format="phone")], ""),
+        of(Annotated[str, Text(format=WRONG)], ""),
         "Bad.x: Text(format): expected 'email', 'image' or None, got 'phone'",
-    ),  # type: ignore[arg-type]
+    ),
     (
         of(Secret, 5),
         "Bad.x: SettingsField 'x': its default does not fit: x: expected text, got a value that is not shown",
