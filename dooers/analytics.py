@@ -110,7 +110,7 @@ def events_of(change: Change) -> Iterator[AnalyticsEventPayload]:
     if change.created:
         yield AnalyticsEventPayload(event="thread.created", timestamp=thread.created_at, **base)
     for event in change.events:
-        name = _AUTOMATIC.get((event.type, event.actor))
+        name = "error.occurred" if event.notice else _AUTOMATIC.get((event.type, event.actor))
         if name is None:
             continue
         data: dict[str, Any] | None = {"name": (event.data or {}).get("name")} if name == "tool.called" else None
@@ -129,7 +129,6 @@ def events_of(change: Change) -> Iterator[AnalyticsEventPayload]:
 _AUTOMATIC = {
     ("message", "user"): "message.c2s",
     ("message", "assistant"): "message.s2c",
-    ("message", "system"): "error.occurred",
     ("tool.call", "assistant"): "tool.called",
     ("tool.transaction", "assistant"): "tool.called",
 }
@@ -146,6 +145,7 @@ class Collector:
         self._enough = asyncio.Event()
         self._closing = False
         self._sender: asyncio.Task[None] | None = None
+        self._under_way = 0
         self.dropped = 0
 
     def observe(self, change: Change) -> None:
@@ -164,10 +164,14 @@ class Collector:
             if len(self._buffer) == BUFFER:
                 self.dropped += 1
             self._buffer.append(payload)
-            if self._sender is None:
-                self._sender = asyncio.create_task(self._send_batches(), name="dooers-analytics")
+            self._have_sender()
             if len(self._buffer) >= self._config.analytics_batch_size:
                 self._enough.set()
+
+    def _have_sender(self) -> asyncio.Task[None]:
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send_batches(), name="dooers-analytics")
+        return self._sender
 
     async def close(self) -> None:
         """Send what is left, within the time of one attempt, then stop."""
@@ -175,12 +179,18 @@ class Collector:
             return
         self._closing = True
         self._enough.set()
-        _, late = await asyncio.wait([self._sender], timeout=TIMEOUT)
-        for task in late:
-            task.cancel()
+        # A loop that ends has cancelled the sender before it comes to us; what is left deserves its one attempt all the same.
+        sender = self._have_sender() if self._buffer else self._sender
+        _, late = await asyncio.wait([sender], timeout=TIMEOUT)
         if late:
+            sender.cancel()
             await asyncio.wait(late)
-            log.warning("analytics: %d events were not delivered before the worker closed", len(self._buffer))
+        lost = len(self._buffer) + self._under_way
+        if lost:
+            self.dropped += lost
+            log.warning("analytics: %d events were not delivered before the worker closed", lost)
+        self._buffer.clear()
+        self._under_way = 0
         self._sender = None
 
     async def _send_batches(self) -> None:
@@ -200,6 +210,7 @@ class Collector:
     async def _deliver(self, client: Any) -> None:
         count = min(len(self._buffer), self._config.analytics_batch_size)
         events = [self._buffer.popleft() for _ in range(count)]
+        self._under_way += count
         for worker_id in dict.fromkeys(event.worker_id for event in events):
             batch = AnalyticsBatch(
                 batch_id=self._clock.new_id(),
@@ -208,9 +219,15 @@ class Collector:
                 sent_at=self._clock.now(),
             )
             await self._post(client, batch)
+            self._under_way -= len(batch.events)
 
     async def _post(self, client: Any, batch: AnalyticsBatch) -> None:
-        body = dumps(batch.out())
+        try:
+            body = dumps(batch.out())
+        except Exception:
+            log.exception("analytics: a batch has no JSON form; %d events dropped", len(batch.events))
+            self.dropped += len(batch.events)
+            return
         for attempt in range(ATTEMPTS):
             if attempt:
                 await asyncio.sleep(0 if self._closing else FIRST_WAIT * 2**attempt)

@@ -13,7 +13,7 @@ from attrs import define, evolve
 
 from dooers.access import visible
 from dooers.models import Change, Scope, Thread
-from dooers.protocol import Dialect, Frame, frames_of, serialize
+from dooers.protocol import Audience, Dialect, Frame, frames_of, serialize
 from dooers.turn import Clock
 
 __all__ = ["Broadcast", "Member"]
@@ -67,14 +67,14 @@ class Broadcast:
 
     def subscribe(self, member: Member, thread_id: str) -> bool:
         """From now on this session gets the thread's events and runs. Says whether that is new."""
-        feeds = self._threads.setdefault(thread_id, {})
         self._subscribed[member].add(thread_id)
+        feeds = self._threads.setdefault(thread_id, {})
         return feeds.setdefault(member, feed := _Feed()) is feed
 
     def hold(self, member: Member, thread_id: str) -> None:
         """Subscribe, but keep what is published back until `release`: the session is about to read a snapshot."""
-        self._threads.setdefault(thread_id, {})[member] = _Feed(held=[])
         self._subscribed[member].add(thread_id)
+        self._threads.setdefault(thread_id, {})[member] = _Feed(held=[])
 
     def release(self, member: Member, thread_id: str, after_seq: int) -> None:
         """The snapshot is out and ends with `after_seq`: send what was published meanwhile and is newer, then go on live."""
@@ -84,47 +84,62 @@ class Broadcast:
         held, feed.held = feed.held, None
         for change in held:
             newer = tuple(event for event in change.events if event.seq > after_seq)
-            for frame in _of_subscribers(evolve(change, events=newer)):
-                member.put(frame.text(self._clock.new_id(), member.dialect))
+            self._tell_late(member, evolve(change, events=newer), "subscribers", "tenant")
+            if change.removes:
+                self.unsubscribe(member, thread_id)
 
     def unsubscribe(self, member: Member, thread_id: str) -> None:
         """This session no longer gets the thread's events."""
         self._subscribed.get(member, set()).discard(thread_id)
-        self._drop(member, thread_id)
+        feed = self._drop(member, thread_id)
+        # One that asked for a snapshot and did not get it still hears what everybody hears.
+        for change in (feed.held if feed is not None else None) or ():
+            self._tell_late(member, change, "tenant")
+
+    def is_subscribed(self, member: Member, thread_id: str) -> bool:
+        """Whether this session gets the thread's events."""
+        return thread_id in self._subscribed.get(member, ())
 
     def subscriptions(self, member: Member) -> int:
         """How many threads a session is subscribed to."""
         return len(self._subscribed.get(member, ()))
 
-    def _drop(self, member: Member, thread_id: str) -> None:
+    def _drop(self, member: Member, thread_id: str) -> _Feed | None:
         feeds = self._threads.get(thread_id)
-        if feeds is not None:
-            feeds.pop(member, None)
-            if not feeds:
-                del self._threads[thread_id]
+        if feeds is None:
+            return None
+        feed = feeds.pop(member, None)
+        if not feeds:
+            del self._threads[thread_id]
+        return feed
+
+    def _tell_late(self, member: Member, change: Change, *audiences: Audience) -> None:
+        if visible(change.thread, member.scope):
+            for frame in frames_of(change):
+                if frame.audience in audiences:
+                    member.put(frame.text(self._clock.new_id(), member.dialect))
 
     # ------------------------------------------------------------ what they hear
 
     def publish(self, change: Change) -> None:
         """Tell of a stored Change everybody who may see it: each frame is made once, however many get it."""
+        feeds = self._threads.get(change.thread.id, {})
+        place = self._places.get(_place(change.thread), ())
+        if not feeds and not place:
+            return  # nobody is there, which is how most background work goes: make no frames for it
+        held = {member: feed.held for member, feed in feeds.items() if feed.held is not None}
+        for waiting in held.values():
+            waiting.append(change)
+        live = [member for member in feeds if member not in held]
         for frame in frames_of(change):
             if frame.audience == "tenant":
-                self._put(frame, self._places.get((_place(change.thread)), ()), change)
+                # Who is reading a snapshot of this very thread hears of it afterwards: the snapshot may be the older news.
+                self._put(frame, [member for member in place if member not in held], change)
             else:
-                self._put(frame, self._live(change), change)
-        feeds = self._threads.get(change.thread.id)
-        if feeds is None:
-            return
-        for feed in feeds.values():
-            if feed.held is not None:
-                feed.held.append(change)
+                self._put(frame, live, change)
         if change.removes:
-            for member in list(feeds):
+            for member in live:
                 self.unsubscribe(member, change.thread.id)
-
-    def _live(self, change: Change) -> list[Member]:
-        feeds = self._threads.get(change.thread.id)
-        return [] if feeds is None else [member for member, feed in feeds.items() if feed.held is None]
 
     def _put(self, frame: Frame, members: Iterable[Member], change: Change) -> None:
         texts: dict[Dialect | None, str] = {}
@@ -157,10 +172,6 @@ class Broadcast:
         for member in members:
             if about is None or visible(about, member.scope):
                 member.put(text)
-
-
-def _of_subscribers(change: Change) -> Iterable[Frame]:
-    return (frame for frame in frames_of(change) if frame.audience == "subscribers")
 
 
 def _place(of: Any) -> Place:

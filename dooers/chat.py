@@ -24,9 +24,8 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from dooers.client import Client
-from dooers.exceptions import DisconnectedError
 from dooers.codec import dumps
-from dooers.exceptions import DooersError
+from dooers.exceptions import DisconnectedError, DooersError
 
 __all__ = ["Chat", "printable", "run_chat"]
 

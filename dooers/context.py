@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from dooers.analytics import AnalyticsEvent, AnalyticsEventPayload, Collector
 from dooers.broadcast import Broadcast
@@ -141,8 +141,20 @@ class WorkerMemory:
             until_turn=self._turn_seq,
             equal=dict(filters or {}),
         )
+        events = await self._store.events(query)
+        if len(events) == limit and events[0].seq > (oldest := min(event.turn_seq for event in events)) + 1:
+            # Messages that waited while that turn was answered have lower numbers than its answers, and are newer all the same.
+            waited = evolve(
+                query,
+                limit=MAX_HISTORY,
+                after_seq=oldest,
+                before_seq=events[0].seq,
+                equal={**query.equal, "actor": "user"},
+            )
+            if query.equal.get("actor", "user") == "user":
+                events = await self._store.events(waited) + events
         # By turn, then by number: a message that arrived while an earlier one was being answered stands after that answer.
-        return sorted(await self._store.events(query), key=lambda event: (event.turn_seq, event.seq))
+        return sorted(events, key=lambda event: (event.turn_seq, event.seq))[-limit:]
 
 
 def _ordered(items: list[Any], order: str | None) -> list[Any]:
@@ -193,11 +205,7 @@ class WorkerSettings:
 
         Raises NotFoundError for an unknown field and InvalidValueError for a value it does not take.
         """
-        if self._schema is not None:
-            value = self._schema.field(field_id).check(value)
-            if self._typed is not None:
-                self._typed.check(field_id, value)
-        await self._write({field_id: plain(value, field_id)})
+        await self._write({field_id: plain(self._checked(field_id, value), field_id)})
 
     async def load(self) -> Any:
         """The values as an instance of the class given to `@worker.settings`."""
@@ -220,10 +228,18 @@ class WorkerSettings:
         checked: dict[str, Any] = {}
         for name, value in values.items():
             try:
-                checked[name] = value if self._schema is None else self._schema.field(name).check(value)
+                checked[name] = self._checked(name, value)
             except NotFoundError:
                 checked[name] = value
         await self._write({name: plain(value, name) for name, value in checked.items()})
+
+    def _checked(self, field_id: str, value: Any) -> Any:
+        if self._schema is None:
+            return value
+        value = self._schema.field(field_id).check(value)
+        if self._typed is not None:
+            self._typed.check(field_id, value)
+        return value
 
     async def snapshot(self) -> dict[str, Any]:
         """The payload of `settings.snapshot`: public fields with their values."""

@@ -316,7 +316,10 @@ class Compiler:
             return available["typed_settings"], ""
         if name == "settings" and hint is not _EMPTY and not _fits(hint, available[name]):
             known = "none so far" if self.settings_class is None else self.settings_class.__name__
-            return None, f"'settings' is annotated with {_type_name(hint)}; the class given to @worker.settings is {known}"
+            return (
+                None,
+                f"'settings' is annotated with {_type_name(hint)}; the class given to @worker.settings is {known}",
+            )
         if name in _known(available):
             return available[name], ""
         by_type = [key for key, provider in available.items() if _fits(hint, provider)]

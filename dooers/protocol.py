@@ -6,6 +6,7 @@ All four dialects of `connect` are read here; what goes out is one shape for all
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
@@ -13,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 from attrs import Factory, field, frozen
 
 from dooers.codec import dumps, loads, plain_parts, plain_user, structure
-from dooers.exceptions import DooersError, ProtocolError, quoted
+from dooers.exceptions import DooersError, InvalidCursorError, ProtocolError, quoted
 from dooers.models import Change, ContentPart, Identity, Run, Thread, ThreadEvent
 
 __all__ = [
@@ -41,10 +42,12 @@ __all__ = [
     "frames_of",
     "iso",
     "parse",
+    "read_cursor",
     "refusal",
     "run_out",
     "serialize",
     "thread_out",
+    "write_cursor",
 ]
 
 Dialect: TypeAlias = Literal["flat", "metadata", "user", "agents"]
@@ -391,6 +394,23 @@ def refusal(ack_id: str | None, error: DooersError) -> dict[str, Any]:
     """The payload of an `ack` that says no, with the code and what to do. The id is empty where the frame's could not be read."""
     told: dict[str, Any] = {"code": error.code, "message": str(error)}
     return {"ack_id": ack_id if ack_id is not None else "", "ok": False, "error": told}
+
+
+def write_cursor(thread: Thread) -> str:
+    """Where a page of threads ended, as clients give it back: opaque to them."""
+    return urlsafe_b64encode(dumps([thread.last_event_at.isoformat(), thread.id]).encode()).decode()
+
+
+def read_cursor(cursor: str) -> tuple[datetime, str]:
+    """The place that `write_cursor` wrote, or InvalidCursorError."""
+    try:
+        at, thread_id = loads(urlsafe_b64decode(cursor.encode()))
+        moment = datetime.fromisoformat(at)
+        if not isinstance(thread_id, str) or moment.tzinfo is None:
+            raise ValueError
+    except (ValueError, TypeError, OverflowError):
+        raise InvalidCursorError("payload.cursor: is none that this list gave out") from None
+    return moment, thread_id
 
 
 def iso(at: datetime | None) -> str | None:

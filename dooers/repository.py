@@ -70,6 +70,15 @@ class Repository:
         metadata: Mapping[str, Any] | None = None,
     ) -> Thread:
         """A new thread without events."""
+        ids = {
+            "worker_id": worker_id,
+            "organization_id": organization_id,
+            "workspace_id": workspace_id,
+            "user_id": user_id,
+        }
+        for name, value in ids.items():
+            if clean(_text(name, value)) != value:
+                raise InvalidValueError(f"{name}: holds characters that no id can have")
         now = self._clock.now()
         identity = Identity(organization_id=organization_id, workspace_id=workspace_id, user_id=user_id)
         thread = Thread(
@@ -79,8 +88,8 @@ class Repository:
             workspace_id=workspace_id,
             user_id=user_id,
             owner=identity.user,
-            title=None if title is None else clean(title),
-            metadata=None if metadata is None else plain(metadata, "metadata"),
+            title=None if title is None else clean(_text("title", title)),
+            metadata=_object("metadata", metadata),
             created_at=now,
             updated_at=now,
             last_event_at=now,
@@ -93,9 +102,9 @@ class Repository:
         """Set a thread's title or metadata; what is not given stays. The thread as it is then, None if there is none."""
         patch: dict[str, Any] = {}
         if title is not _UNSET:
-            patch["title"] = None if title is None else clean(title)
+            patch["title"] = None if title is None else clean(_text("title", title))
         if metadata is not _UNSET:
-            patch["metadata"] = None if metadata is None else plain(metadata, "metadata")
+            patch["metadata"] = _object("metadata", metadata)
         thread = await self._store.thread(thread_id)
         if thread is None or not patch:
             return thread
@@ -141,14 +150,17 @@ class Repository:
         thread_id: str,
         type: EventType = "message",
         actor: Actor = "assistant",
-        content: Iterable[ContentPart | Mapping[str, Any] | str] = (),
+        content: Iterable[ContentPart | Mapping[str, Any] | str] | ContentPart = (),
         *,
         data: Mapping[str, Any] | None = None,
         author: str | None = None,
         user: User | None = None,
         run_id: str | None = None,
     ) -> ThreadEvent:
-        """Append an event to a thread; no handler runs. NotFoundError if there is no such thread."""
+        """Append an event to a thread; no handler runs. A single text or part is taken for its only one.
+
+        NotFoundError if there is no such thread, InvalidValueError for anything that does not fit.
+        """
         for name, value, kind in (("type", type, EventType), ("actor", actor, Actor)):
             if value not in get_args(kind):
                 raise InvalidValueError(
@@ -162,10 +174,12 @@ class Repository:
             thread_id=thread_id,
             type=type,
             actor=actor,
-            author=author,
+            author=None if author is None else clean(_text("author", author)),
             user=user,
-            content=parts(content),
-            data=None if data is None else plain(data, "data"),
+            content=parts(
+                content if isinstance(content, Iterable) and not isinstance(content, str | Mapping) else [content]
+            ),
+            data=_object("data", data),
             run_id=run_id,
             created_at=self._clock.now(),
         )
@@ -197,6 +211,19 @@ class Repository:
     async def update_settings(self, worker_id: str, values: Mapping[str, Any]) -> None:
         """Set these fields and leave the others. Fields of the schema are checked; other names are kept as they are."""
         await self._settings(worker_id).update(values)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidValueError(f"{name}: expected a text, got {value!r:.60}")
+    return value
+
+
+def _object(name: str, value: Any) -> dict[str, Any] | None:
+    made = plain(value, name)
+    if made is not None and not isinstance(made, dict):
+        raise InvalidValueError(f"{name}: expected an object, got {value!r:.60}")
+    return made
 
 
 def _limit(limit: Any) -> int:

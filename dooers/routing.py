@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from typing import Any, TypeAlias
 
 import attrs
@@ -19,7 +17,6 @@ from attrs import frozen
 from dooers.access import check_visible
 from dooers.analytics import AnalyticsEvent, AnalyticsEventPayload, Collector
 from dooers.broadcast import Broadcast
-from dooers.codec import dumps, loads
 from dooers.config import WorkerConfig
 from dooers.context import WorkerSettings
 from dooers.exceptions import (
@@ -50,9 +47,11 @@ from dooers.protocol import (
     WorkerName,
     ack,
     event_out,
+    read_cursor,
     refusal,
     run_out,
     thread_out,
+    write_cursor,
 )
 from dooers.runner import Handler, Message, Runner
 from dooers.schema import SettingsSchema
@@ -147,32 +146,43 @@ async def thread_list(desk: Desk, session: Session, frame: ClientFrame) -> None:
     equal = {name: value for name, value in attrs.asdict(session.scope).items() if value is not None}
     threads: list[Thread] = []
     total = 0
-    before = None if payload.cursor is None else _read_cursor(payload.cursor)
+    before = None if payload.cursor is None else read_cursor(payload.cursor)
     if session.scope.user_id != "":  # where threads are private, nobody's threads are nobody's to see
         threads = await desk.store.threads(ThreadQuery(equal=equal, limit=limit + 1, before=before))
         total = await desk.store.count_threads(equal)
     page = threads[:limit]
     result: dict[str, Any] = {"threads": [thread_out(one, session.dialect) for one in page], "total_count": total}
     if len(threads) > limit:
-        result["cursor"] = _write_cursor(page[-1])
+        result["cursor"] = write_cursor(page[-1])
     session.send("thread.list.result", result)
 
 
 async def thread_subscribe(desk: Desk, session: Session, frame: ClientFrame) -> None:
     """Snapshot, then live: what is published while the snapshot is read is held back and follows it."""
     payload: ThreadSubscribe = frame.payload
-    if desk.broadcast.subscriptions(session) >= desk.config.max_subscriptions:
+    was_live = desk.broadcast.is_subscribed(session, payload.thread_id)
+    if not was_live and desk.broadcast.subscriptions(session) >= desk.config.max_subscriptions:
         raise TooLargeError(f"at most {desk.config.max_subscriptions} subscriptions; unsubscribe from some first")
     desk.broadcast.hold(session, payload.thread_id)
     try:
-        snapshot = await desk.store.snapshot(
-            payload.thread_id, after_event_id=payload.after_event_id, at_least_page=session.dialect == "user"
-        )
-        thread = check_visible(None if snapshot is None else snapshot.thread, session.scope)
-        assert snapshot is not None
-    except BaseException:
-        desk.broadcast.unsubscribe(session, payload.thread_id)
+        thread = await _send_snapshot(desk, session, payload)
+    except BaseException as error:
+        if was_live and not isinstance(error, NotFoundError):
+            desk.broadcast.release(session, payload.thread_id, 0)  # no snapshot this time; what was live stays so
+        else:
+            desk.broadcast.unsubscribe(session, payload.thread_id)
         raise
+    desk.broadcast.release(session, thread.id, thread.last_seq)
+
+
+async def _send_snapshot(desk: Desk, session: Session, asked: ThreadSubscribe) -> Thread:
+    """Send a thread as of one instant, a large gap in further frames; the thread as of that instant."""
+    snapshot = await desk.store.snapshot(
+        asked.thread_id, after_event_id=asked.after_event_id, at_least_page=session.dialect == "user"
+    )
+    if snapshot is None:
+        raise NotFoundError("there is no such thread")
+    thread = check_visible(snapshot.thread, session.scope)
     session.send(
         "thread.snapshot",
         {
@@ -192,7 +202,7 @@ async def thread_subscribe(desk: Desk, session: Session, frame: ClientFrame) -> 
             break
         session.send("event.append", {"thread_id": thread.id, "events": [event_out(event) for event in events]})
         sent = events[-1].seq
-    desk.broadcast.release(session, thread.id, thread.last_seq)
+    return thread
 
 
 async def thread_unsubscribe(desk: Desk, session: Session, frame: ClientFrame) -> None:
@@ -424,18 +434,3 @@ def _schema(desk: Desk) -> SettingsSchema:
     if desk.schema is None:
         raise NotConfiguredError("this worker has no settings")
     return desk.schema
-
-
-def _write_cursor(thread: Thread) -> str:
-    return urlsafe_b64encode(dumps([thread.last_event_at.isoformat(), thread.id]).encode()).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[datetime, str]:
-    try:
-        at, thread_id = loads(urlsafe_b64decode(cursor.encode()))
-        moment = datetime.fromisoformat(at)
-        if not isinstance(thread_id, str) or moment.tzinfo is None:
-            raise ValueError
-    except (ValueError, TypeError):
-        raise InvalidCursorError("payload.cursor: is none that this list gave out") from None
-    return moment, thread_id

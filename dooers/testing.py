@@ -170,7 +170,9 @@ class WorkerClient:
         """The next message of the worker, or what `handle` raised instead."""
         getting = asyncio.ensure_future(self.socket.to_client.get())
         try:
-            await asyncio.wait({getting, *([self._task] if self._task is not None else [])}, return_when="FIRST_COMPLETED")
+            await asyncio.wait(
+                {getting, *([self._task] if self._task is not None else [])}, return_when="FIRST_COMPLETED"
+            )
             if getting.done():
                 return getting.result()
             assert self._task is not None

@@ -148,7 +148,9 @@ async def test_three_hundred_events_of_one_instant_are_paged_without_gap_or_repe
         repository = await worker.repository()
         thread = await repository.create_thread("worker", "org", "ws", "alice", title="long")
         made = [(await repository.create_event(thread.id, content=[TextPart(str(number))])).id for number in range(300)]
-        assert {event.created_at for event in await repository.list_events({"thread_id": thread.id}, limit=300)} == {EQUAL}
+        assert {event.created_at for event in await repository.list_events({"thread_id": thread.id}, limit=300)} == {
+            EQUAL
+        }
 
         snapshot = await client.ask("thread.subscribe", {"thread_id": thread.id}, "thread.snapshot")
         assert [event["id"] for event in snapshot["events"]] == made[-100:]

@@ -192,7 +192,7 @@ def test_settings_annotated_with_another_class_is_refused(worker: WorkerServer) 
     async def handler(settings: Other) -> str:
         return settings.model
 
-    with pytest.raises(SignatureError, match="annotated with Other; the class given to @worker.settings is Settings"):
+    with pytest.raises(SignatureError, match=r"annotated with Other; the class given to @worker.settings is Settings"):
         worker.handler(handler)
 
 
@@ -500,6 +500,6 @@ async def test_the_values_of_a_turn_can_be_overridden_too(worker: WorkerServer) 
 
 
 def test_overriding_what_nobody_provides_is_refused_with_a_suggestion(worker: WorkerServer) -> None:
-    with pytest.raises(SignatureError, match="nobody provides 'memroy' .did you mean 'memory'"):
+    with pytest.raises(SignatureError, match=r"nobody provides 'memroy' .did you mean 'memory'"):
         with worker.override(memroy=1):
             pytest.fail("the block must not be entered")

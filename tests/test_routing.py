@@ -16,6 +16,7 @@ from dooers import (
     Number,
     ReadOnly,
     Secret,
+    StoreError,
     TextPart,
     UnauthenticatedError,
     WorkerConfig,
@@ -111,7 +112,7 @@ async def test_before_connect_only_ping_and_the_public_schema_are_answered(worke
 
 
 PERSON = {"user_id": "u", "user_name": "Ann", "user_email": "a@x", "user_role": "member"}
-PLACE = {"organization_id": "o", "workspace_id": "w"}
+PLACE: dict[str, Any] = {"organization_id": "o", "workspace_id": "w"}
 DIALECTS: dict[str, dict[str, Any]] = {
     "flat": {"worker_id": "worker", **PLACE, **PERSON},
     "metadata": {"worker_id": "worker", "metadata": {**PLACE, **PERSON}},
@@ -221,6 +222,24 @@ async def test_threads_are_listed_in_pages_the_latest_first(worker: WorkerServer
         assert len((await client.ask("thread.list", {"limit": 10_000}))["payload"]["threads"]) == 25
 
 
+async def test_a_snapshot_that_cannot_be_read_leaves_a_live_subscription_as_it_was(worker: WorkerServer) -> None:
+    async with WorkerClient(worker) as client:
+        reply = await client.say("hi")
+        store: Any = worker._parts.store()
+        real = store.snapshot
+
+        async def failing(*_: Any, **__: Any) -> None:
+            await (await worker.repository()).create_event(reply.thread_id, content=["meanwhile"])
+            raise StoreError("disk gone")
+
+        store.snapshot = failing
+        client.post("thread.subscribe", {"thread_id": reply.thread_id})
+        assert (await client.expect("event.append"))["payload"]["events"][0]["content"][0]["text"] == "meanwhile"
+        assert (await client.expect("ack"))["payload"]["error"]["code"] == "SERVER_ERROR"
+        store.snapshot = real
+        assert (await client.say("still live", reply.thread_id)).text == "small: still live"
+
+
 async def test_an_event_of_another_thread_is_no_cursor(worker: WorkerServer) -> None:
     async with WorkerClient(worker) as client:
         one, two = await client.say("one"), await client.say("two")
@@ -292,7 +311,7 @@ async def test_concurrent_repeats_run_one_turn(worker: WorkerServer) -> None:
 
 async def test_bad_messages_are_refused_and_nothing_is_stored(worker: WorkerServer) -> None:
     async with WorkerClient(worker) as client:
-        for payload, code in [
+        cases: list[tuple[dict[str, Any], str]] = [
             ({"event": {"content": []}}, "INVALID_VALUE"),
             ({"event": {"content": [{"type": "text", "text": "x"}] * 101}}, "TOO_LARGE"),
             (said("hi", thread_id="no such thread"), "NOT_FOUND"),
@@ -300,7 +319,8 @@ async def test_bad_messages_are_refused_and_nothing_is_stored(worker: WorkerServ
             ({}, "INVALID_FRAME"),
             ({"event": {"content": "hi"}}, "INVALID_FRAME"),
             ({"event": {"content": [{"type": "text", "text": "x"}], "actor": "system"}}, "INVALID_FRAME"),
-        ]:
+        ]
+        for payload, code in cases:
             assert await code_of(client, "event.create", payload) == code, payload
         assert (await client.ask("thread.list"))["payload"]["total_count"] == 0
         client.post_text("{")
@@ -325,7 +345,7 @@ async def everything(client: WorkerClient, thread_id: str, event_id: str, run_id
     return {kind: await code_of(client, kind.strip(), payload) for kind, payload in frames.items()}
 
 
-STRANGERS: dict[str, dict[str, str]] = {
+STRANGERS: dict[str, dict[str, Any]] = {
     "another worker": {"worker_id": "other"},
     "another organization": {"organization_id": "other"},
     "another workspace": {"workspace_id": "other"},
@@ -482,11 +502,12 @@ async def test_a_worker_without_settings_says_so(worker_config: WorkerConfig) ->
     async def handler() -> None: ...
 
     async with WorkerClient(bare, handler=handler) as client:
-        for kind, payload in [
-            ("settings.subscribe", {}),
-            ("settings.patch", {"field_id": "a", "value": 1}),
-            ("settings.public_schema", {}),
-        ]:
+        frames: dict[str, dict[str, Any]] = {
+            "settings.subscribe": {},
+            "settings.patch": {"field_id": "a", "value": 1},
+            "settings.public_schema": {},
+        }
+        for kind, payload in frames.items():
             assert await code_of(client, kind, payload) == "NOT_CONFIGURED"
     await bare.close()
 

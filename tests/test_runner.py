@@ -68,7 +68,7 @@ async def test_the_handler_runs_ahead_of_the_disk_only_so_far(worker_config: Wor
             yield send.text(str(number))
 
     await worker.ensure_initialized()
-    store = worker._parts.store()
+    store: Any = worker._parts.store()
     real = store.apply
 
     def counted(change: Change) -> asyncio.Future[Change]:
@@ -76,7 +76,7 @@ async def test_the_handler_runs_ahead_of_the_disk_only_so_far(worker_config: Wor
             nonlocal stored
             stored += 1
 
-        future = real(change)
+        future: asyncio.Future[Change] = real(change)
         if change.events and change.events[0].actor == "assistant":
             future.add_done_callback(landed)
         return future
@@ -102,7 +102,7 @@ async def test_a_handler_reads_what_it_has_yielded(worker: WorkerServer) -> None
 
 async def test_a_write_that_fails_stops_the_turn_and_is_reported(worker: WorkerServer) -> None:
     await worker.ensure_initialized()
-    store = worker._parts.store()
+    store: Any = worker._parts.store()
     real = store.apply
 
     def failing(change: Change) -> asyncio.Future[Change]:
@@ -110,7 +110,8 @@ async def test_a_write_that_fails_stops_the_turn_and_is_reported(worker: WorkerS
             future: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
             future.set_exception(StoreError("disk full"))
             return future
-        return real(change)
+        stored: asyncio.Future[Change] = real(change)
+        return stored
 
     store.apply = failing
     yielded: list[int] = []
@@ -135,7 +136,7 @@ async def test_a_write_that_fails_stops_the_turn_and_is_reported(worker: WorkerS
 
 async def test_a_failing_end_of_a_turn_does_not_block_its_thread(worker: WorkerServer) -> None:
     await worker.ensure_initialized()
-    store = worker._parts.store()
+    store: Any = worker._parts.store()
     real = store.apply
 
     def failing(change: Change) -> asyncio.Future[Change]:

@@ -34,17 +34,18 @@ async def test_any_number_of_concurrent_first_calls_open_it_once(worker_config: 
     worker = WorkerServer(worker_config)
     worker.handler(hello)
     opened = 0
-    real = worker._parts.store().open
+    store: Any = worker._parts.store()
+    real = store.open
 
     async def counted() -> None:
         nonlocal opened
         opened += 1
         await real()
 
-    worker._parts.store().open = counted
+    store.open = counted
 
     async def first(number: int) -> Any:
-        calls = [
+        calls: list[Any] = [
             worker.ensure_initialized,
             worker.repository,
             lambda: worker.settings("w"),

@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import anyio
 import anyio.to_thread
-import databases
 from attrs import evolve
 from databases.core import Connection
 
@@ -40,8 +38,8 @@ from dooers.models import (
     ThreadQuery,
 )
 from dooers.stores import snapshot_of
-from dooers.stores.migrations import HEAD, upgrade_sqlite
 from dooers.stores.sql import Statement, Statements, event_of, run_of, thread_of
+from dooers.stores.sqlite_connection import connect, hop, hop_to_end, prepare, prepare_file
 
 __all__ = ["SqliteStore"]
 
@@ -52,76 +50,7 @@ T = TypeVar("T")
 # few enough that the first of them does not wait for the last.
 GROUP = 512
 
-# Seconds that another process may hold the file before we give up on it.
-PATIENCE = 10.0
-
-
-class _Unit:
-    """A function to be run on the connection's own thread, in one hop: what `_TunedConnection.execute` looks for."""
-
-    __slots__ = ("run",)
-
-    def __init__(self, run: Callable[[sqlite3.Connection], Any]) -> None:
-        self.run = run
-
-
-class _Result:
-    """What `execute_fetchall` asks its cursor for."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def fetchall(self) -> Any:
-        return self._value
-
-
-class _TunedConnection(sqlite3.Connection):
-    """A connection with our pragmas, which also runs units. FULL: what was acknowledged survives a power cut, not only a crash."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.row_factory = sqlite3.Row
-        for pragma in (f"busy_timeout={int(PATIENCE * 1000)}", "synchronous=FULL", "foreign_keys=ON"):
-            super().execute(f"PRAGMA {pragma}").close()
-
-    def execute(self, sql: Any, parameters: Any = (), /) -> Any:
-        return _Result(sql.run(self)) if type(sql) is _Unit else super().execute(sql, parameters)
-
-
-async def _run_to_end(connection: Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-    """`_run`, but being cancelled does not lose the outcome: what was begun on the thread is waited for.
-
-    An event loop that ends cancels every task, those of the store too, while turns still want their last words stored.
-    """
-    outcome: list[tuple[T | None, BaseException | None]] = []
-
-    def boxed(raw: sqlite3.Connection) -> None:
-        try:
-            outcome.append((work(raw), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    unit: Callable[[sqlite3.Connection], None] = boxed
-    while not outcome:
-        try:
-            await _run(connection, unit)
-        except asyncio.CancelledError:
-            unit = _nothing  # answered by the same thread, so only after what is under way there
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]
-
-
-def _nothing(_: sqlite3.Connection) -> None:
-    """Only a place in the thread's queue."""
-
-
-async def _run(connection: Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-    result: Any = await connection.raw_connection.execute_fetchall(_Unit(work))
-    return result  # type: ignore[no-any-return]
+MEMORY = ":memory:"
 
 
 class SqliteStore:
@@ -137,15 +66,12 @@ class SqliteStore:
         self._reader: Connection | None = None
         self._waiting: list[tuple[Change, asyncio.Future[Change]]] = []
         self._flusher: asyncio.Task[None] | None = None
-        self._loops_end: AsyncGenerator[None, None] | None = None
 
     # ------------------------------------------------------------ lifecycle
 
     async def open(self) -> None:
         try:
             await self._open()
-            self._loops_end = self._close_with_the_loop()
-            await anext(self._loops_end)
         except BaseException as error:
             # A connection left open has a thread that keeps the process alive for ever.
             await self._let_go()
@@ -154,29 +80,20 @@ class SqliteStore:
             raise
 
     async def _open(self) -> None:
-        in_memory = self._path == ":memory:"
-        self._writer = await self._connect()
+        in_memory = self._path == MEMORY
         if not in_memory:
-            await _run(self._writer, _use_wal)
-        found = await self._version()
-        if found != HEAD:
-            if not self._auto_migrate:
-                raise StoreError(
-                    f"the database {self._path!r} has schema version {found}, this code needs {HEAD}; "
-                    "call `await worker.migrate()` once, or set database_auto_migrate=True"
-                )
-            await self.migrate()
+            await self._prepare(self._auto_migrate)
+        self._writer = await connect(self._path, self._stack)
+        if in_memory:
+            await self._prepare(self._auto_migrate)
         # A database in memory exists for its connection only: there the writer reads too.
-        self._reader = self._writer if in_memory else await self._connect()
+        self._reader = self._writer if in_memory else await connect(self._path, self._stack)
 
-    async def _connect(self) -> Connection:
-        database = databases.Database(f"sqlite:///{quote(self._path)}", factory=_TunedConnection)
-        await self._stack.enter_async_context(database)
-        # Not bound to a task, as `database.connection()` would be: this one is shared by all of them.
-        connection = Connection(database, database._backend)
-        await connection.__aenter__()
-        self._stack.push_async_callback(connection.__aexit__, None, None, None)
-        return connection
+    async def _prepare(self, migrate: bool) -> None:
+        if self._path == MEMORY:
+            await hop(self._need(self._writer), lambda connection: prepare(connection, self._prefix, migrate=migrate))
+        else:
+            await anyio.to_thread.run_sync(partial(prepare_file, self._path, self._prefix, migrate=migrate))
 
     async def close(self) -> None:
         try:
@@ -187,44 +104,18 @@ class SqliteStore:
         finally:
             await self._let_go()
 
-    async def _close_with_the_loop(self) -> AsyncGenerator[None, None]:
-        """Suspended for as long as the store is open. A loop that ends finalizes its async generators, and so a store that
-        nobody has closed, whose threads would keep the process alive for ever."""
-        try:
-            yield
-        finally:
-            if self._loops_end is not None:
-                self._loops_end = None
-                await self.close()
-
     async def _let_go(self) -> None:
         self._writer = self._reader = None
-        ending, self._loops_end = self._loops_end, None
-        if ending is not None:
-            await ending.aclose()
         with anyio.CancelScope(shield=True):
             await self._stack.aclose()
 
     async def migrate(self) -> None:
         try:
-            if self._path == ":memory:":
-                await _run(self._need(self._writer), lambda connection: upgrade_sqlite(connection, self._prefix))
-            else:
-                await anyio.to_thread.run_sync(_upgrade_file, self._path, self._prefix)
+            await self._prepare(True)
         except DooersError:
             raise
         except Exception as error:
             raise StoreError(f"cannot bring the SQLite database {self._path!r} up to date: {error}") from error
-
-    async def _version(self) -> str | None:
-        def read(connection: sqlite3.Connection) -> str | None:
-            name = self._sql.version
-            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone():
-                return None
-            row = connection.execute(f"SELECT version_num FROM {name}").fetchone()
-            return None if row is None else str(row[0])
-
-        return await _run(self._need(self._writer), read)
 
     async def ping(self) -> None:
         await self._read(lambda connection: connection.execute("SELECT 1").fetchone())
@@ -260,7 +151,7 @@ class SqliteStore:
         """Every Change as stored, or why it was not."""
         try:
             writer = self._need(self._writer)
-            return await _run_to_end(writer, lambda connection: self._transaction(connection, changes))
+            return await hop_to_end(writer, lambda connection: self._transaction(connection, changes))
         except Exception as error:
             # The flusher must go on: whoever waits gets this, and the next Change gets its chance.
             return [_store_error(error) for _ in changes]
@@ -342,7 +233,7 @@ class SqliteStore:
                 raise
 
         try:
-            await _run(self._need(self._writer), work)
+            await hop(self._need(self._writer), work)
         except sqlite3.Error as error:
             raise _store_error(error) from error
 
@@ -350,7 +241,7 @@ class SqliteStore:
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
-            return await _run(self._need(self._reader), work)
+            return await hop(self._need(self._reader), work)
         except sqlite3.Error as error:
             raise _store_error(error) from error
 
@@ -456,26 +347,3 @@ def _store_error(error: Exception) -> DooersError:
     wrapped = StoreError(f"the database did not do it ({type(error).__name__})")
     wrapped.__cause__ = error
     return wrapped
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    # SQLite does not wait for the lock that the first change to WAL needs: of several processes starting on a new file, all
-    # but one are told "locked" at once. Once the file is in WAL this is no change and needs no lock.
-    give_up = time.monotonic() + PATIENCE
-    while time.monotonic() < give_up:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL").fetchall()
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise
-            time.sleep(0.05)
-    raise sqlite3.OperationalError("database is locked: cannot change it to WAL")
-
-
-def _upgrade_file(path: str, prefix: str) -> None:
-    connection = sqlite3.connect(path, isolation_level=None, factory=_TunedConnection)
-    try:
-        upgrade_sqlite(connection, prefix)
-    finally:
-        connection.close()

@@ -218,7 +218,9 @@ async def sockets(worker: WorkerServer) -> dict[str, float]:
 
         async def turn() -> None:
             content = [{"type": "text", "text": "hello"}]
-            await client.send(json.dumps({"id": "m", "type": "event.create", "payload": {"event": {"content": content}}}))
+            await client.send(
+                json.dumps({"id": "m", "type": "event.create", "payload": {"event": {"content": content}}})
+            )
             while True:
                 frame = json.loads(await client.recv())
                 if frame["type"] == "run.upsert" and frame["payload"]["run"]["status"] != "running":

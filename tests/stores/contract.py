@@ -9,6 +9,7 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -167,7 +168,9 @@ class StoreContract:
 
     async def test_an_opening_change_creates_the_thread_and_numbers_its_events_from_1(self, store: Store) -> None:
         thread = a_thread(title="Hello", metadata={"k": [1]})
-        stored = await store.apply(opening(thread, an_event(thread, "a", at=later(1)), an_event(thread, "b", at=later(2))))
+        stored = await store.apply(
+            opening(thread, an_event(thread, "a", at=later(1)), an_event(thread, "b", at=later(2)))
+        )
         assert stored.created
         assert not stored.repeated
         assert seqs(stored.events) == [1, 2]
@@ -183,9 +186,13 @@ class StoreContract:
         assert await store.thread(thread.id) == thread
         assert await store.events(EventQuery(thread_id=thread.id)) == []
 
-    async def test_appending_moves_the_threads_times_and_last_seq_but_not_when_it_was_created(self, store: Store) -> None:
+    async def test_appending_moves_the_threads_times_and_last_seq_but_not_when_it_was_created(
+        self, store: Store
+    ) -> None:
         thread = await opened(store, "one")
-        stored = await store.apply(Change(thread=thread, events=(an_event(thread, at=later(5)), an_event(thread, at=later(9)))))
+        stored = await store.apply(
+            Change(thread=thread, events=(an_event(thread, at=later(5)), an_event(thread, at=later(9))))
+        )
         assert not stored.created
         assert seqs(stored.events) == [2, 3]
         assert stored.thread == evolve(thread, last_seq=3, last_event_at=later(9), updated_at=later(9))
@@ -197,7 +204,12 @@ class StoreContract:
         stored = await store.apply(Change(thread=outdated, events=(an_event(thread),)))
         assert (stored.thread.title, stored.thread.metadata, stored.thread.user_id) == (None, None, "user-1")
         again = await store.apply(opening(outdated, an_event(thread)))
-        assert (again.thread.title, again.thread.user_id, again.created, again.events[0].seq) == (None, "user-1", False, 3)
+        assert (again.thread.title, again.thread.user_id, again.created, again.events[0].seq) == (
+            None,
+            "user-1",
+            False,
+            3,
+        )
 
     async def test_opening_a_thread_that_is_there_appends_to_it(self, store: Store) -> None:
         thread = await opened(store, "one")
@@ -216,7 +228,13 @@ class StoreContract:
         thread = a_thread()
         run = a_run(thread, agent_id="agent")
         stored = await store.apply(
-            opening(thread, an_event(thread, run_id=run.id), patch={"title": "T", "metadata": {"m": 1}}, runs=(run,), guard=SCOPE)
+            opening(
+                thread,
+                an_event(thread, run_id=run.id),
+                patch={"title": "T", "metadata": {"m": 1}},
+                runs=(run,),
+                guard=SCOPE,
+            )
         )
         assert stored.created
         assert (stored.thread.title, stored.thread.metadata, stored.thread.last_seq) == ("T", {"m": 1}, 1)
@@ -273,11 +291,15 @@ class StoreContract:
         thread = await opened(store)
         ended: list[int] = []
         futures = []
+
+        def note(n: int, future: asyncio.Future[Change]) -> None:
+            future.exception()
+            ended.append(n)
+
         for n in range(100):
-            fails = n % 10 == 3
-            one = a_thread() if fails else thread
+            one = a_thread() if n % 10 == 3 else thread  # some fail, in between
             future = store.apply(Change(thread=one, events=(an_event(one),)))
-            future.add_done_callback(lambda done, n=n: (done.exception(), ended.append(n)))  # type: ignore[misc]
+            future.add_done_callback(partial(note, n))
             futures.append(future)
         await asyncio.gather(*futures, return_exceptions=True)
         await asyncio.sleep(0)
@@ -454,9 +476,7 @@ class StoreContract:
 
     async def test_of_concurrent_repeats_exactly_one_is_written(self, store: Store) -> None:
         threads = [a_thread() for _ in range(30)]
-        stored = await asyncio.gather(
-            *(store.apply(opening(one, an_event(one), repeat_key="same")) for one in threads)
-        )
+        stored = await asyncio.gather(*(store.apply(opening(one, an_event(one), repeat_key="same")) for one in threads))
         assert [change.repeated for change in stored] == [False] + [True] * 29
         assert {change.thread.id for change in stored} == {threads[0].id}
         assert len({change.events[0].id for change in stored}) == 1
@@ -471,7 +491,9 @@ class StoreContract:
 
     async def test_a_refused_change_does_not_use_up_its_repeat_key(self, store: Store) -> None:
         thread = await opened(store)
-        await refused(store.apply(Change(thread=thread, guard=OTHERS["user"], events=(an_event(thread),), repeat_key="k")))
+        await refused(
+            store.apply(Change(thread=thread, guard=OTHERS["user"], events=(an_event(thread),), repeat_key="k"))
+        )
         stored = await store.apply(Change(thread=thread, guard=SCOPE, events=(an_event(thread),), repeat_key="k"))
         assert not stored.repeated
 
@@ -592,7 +614,7 @@ class StoreContract:
         thread = await opened(store)
         noise = await opened(store, "elsewhere")
         for n in range(1, 25):
-            turn = 1 + (n - 1) // 5 * 5
+            first = 1 + (n - 1) // 5 * 5
             event = an_event(
                 thread,
                 f"m{n}",
@@ -601,9 +623,9 @@ class StoreContract:
                 notice=n % 7 == 0,
                 author=f"author-{n % 2}",
                 user=User(f"user-{n % 2}") if n % 5 == 1 else None,
-                run_id=f"run-{turn}",
+                run_id=f"run-{first}",
                 client_event_id=f"c{n}" if n % 5 == 1 else None,
-                turn_seq=turn,
+                turn_seq=first,
             )
             await store.apply(Change(thread=thread, events=(event,)))
         everything = await store.events(EventQuery(thread_id=thread.id))
@@ -715,7 +737,9 @@ class StoreContract:
         assert await store.count_threads(place) == 1
         assert await store.count_threads({}) == 6
         for name, one in zip(names, others, strict=False):
-            assert [found.id for found in await store.threads(ThreadQuery(equal={name: getattr(one, name)}))] == [one.id]
+            assert [found.id for found in await store.threads(ThreadQuery(equal={name: getattr(one, name)}))] == [
+                one.id
+            ]
             assert await store.count_threads({name: getattr(base, name)}) == (5 if name != "user_id" else 4)
         assert [one.id for one in await store.threads(ThreadQuery(equal={"user_id": ""}))] == [others[4].id]
         assert [one.id for one in await store.threads(ThreadQuery(equal={"title": "A"}))] == [base.id]
@@ -786,7 +810,9 @@ class StoreContract:
         assert snapshot.runs == [first, second]
 
     @pytest.mark.parametrize("whole", [False, True])
-    async def test_after_an_unknown_or_foreign_event_a_snapshot_is_the_newest_page(self, store: Store, whole: bool) -> None:
+    async def test_after_an_unknown_or_foreign_event_a_snapshot_is_the_newest_page(
+        self, store: Store, whole: bool
+    ) -> None:
         thread, events = await filled(store, PAGE + 5)
         _, foreign = await filled(store, 2)
         await store.remove_event(events[50].id)
@@ -901,7 +927,9 @@ class StoreContract:
         for one in (found.metadata, back.data, (await store.settings("worker-1")).values):
             assert one == value
             assert one is not None
-            assert {name: type(part) for name, part in one.items()} == {name: type(part) for name, part in value.items()}
+            assert {name: type(part) for name, part in one.items()} == {
+                name: type(part) for name, part in value.items()
+            }
 
     async def test_empty_objects_and_nothing_are_told_apart(self, store: Store) -> None:
         thread = await opened(store, metadata={})

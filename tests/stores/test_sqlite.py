@@ -21,11 +21,12 @@ from attrs import evolve
 from contract import StoreContract, a_run, a_thread, an_event, opened, opening, seqs, texts
 
 from dooers import WorkerConfig
-from dooers.exceptions import StoreError
+from dooers.exceptions import DooersError, StoreError
 from dooers.models import Change, EventQuery, RunQuery, ThreadQuery
-from dooers.stores import Store, open_store, sqlite
+from dooers.stores import Store, open_store, sqlite, sqlite_connection
 from dooers.stores.migrations import HEAD
 from dooers.stores.sqlite import SqliteStore
+from dooers.stores.sqlite_connection import hop
 
 WITHIN = 30.0
 
@@ -50,7 +51,7 @@ async def store(worker_config: WorkerConfig) -> AsyncIterator[SqliteStore]:
 async def on_writer(store: SqliteStore, work: Any) -> Any:
     """Run a function with the store's writing connection, on its thread."""
     assert store._writer is not None
-    return await sqlite._run(store._writer, work)
+    return await hop(store._writer, work)
 
 
 def pragma(connection: sqlite3.Connection, name: str) -> Any:
@@ -67,10 +68,10 @@ def test_the_config_chooses_this_store(worker_config: WorkerConfig) -> None:
 async def test_both_connections_use_wal_full_synchronous_and_foreign_keys(store: SqliteStore) -> None:
     for connection in (store._writer, store._reader):
         assert connection is not None
-        assert await sqlite._run(connection, lambda raw: pragma(raw, "journal_mode")) == "wal"
-        assert await sqlite._run(connection, lambda raw: pragma(raw, "synchronous")) == 2
-        assert await sqlite._run(connection, lambda raw: pragma(raw, "foreign_keys")) == 1
-        assert await sqlite._run(connection, lambda raw: pragma(raw, "busy_timeout")) == 10_000
+        assert await hop(connection, lambda raw: pragma(raw, "journal_mode")) == "wal"
+        assert await hop(connection, lambda raw: pragma(raw, "synchronous")) == 2
+        assert await hop(connection, lambda raw: pragma(raw, "foreign_keys")) == 1
+        assert await hop(connection, lambda raw: pragma(raw, "busy_timeout")) == 10_000
 
 
 async def test_concurrent_changes_share_their_commits(store: SqliteStore) -> None:
@@ -99,14 +100,14 @@ async def test_a_change_that_is_not_found_costs_its_group_nothing(store: SqliteS
 async def test_a_change_that_cannot_even_be_written_down_leaves_its_group_alone(store: SqliteStore) -> None:
     thread = await opened(store)
     bad = [
-        Change(thread=thread, events=(an_event(thread, "half \ud83d"),)),
+        Change(thread=thread, events=(an_event(thread, author="half \ud83d"),)),
         Change(thread=thread, events=(an_event(thread, data={"no": object()}),)),
         Change(thread=thread, patch={"no such column": 1}),
     ]
     good = [Change(thread=thread, events=(an_event(thread, f"m{n}"),)) for n in range(4)]
     order = [good[0], bad[0], good[1], bad[1], good[2], bad[2], good[3]]
     results = await asyncio.gather(*(store.apply(change) for change in order), return_exceptions=True)
-    assert [isinstance(result, StoreError) for result in results] == [False, True] * 3 + [False]
+    assert [isinstance(result, DooersError) for result in results] == [False, True] * 3 + [False]
     assert texts(await store.events(EventQuery(thread_id=thread.id))) == ["m0", "m1", "m2", "m3"]
 
 
@@ -142,7 +143,7 @@ async def test_the_plan_of_a_page_uses_the_index(store: SqliteStore) -> None:
 async def test_a_file_locked_by_somebody_else_is_a_store_error_and_the_next_change_works(
     worker_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "PATIENCE", 0.2)
+    monkeypatch.setattr(sqlite_connection, "PATIENCE", 0.2)
     store = SqliteStore(worker_config)
     await store.open()
     thread = await opened(store)
@@ -166,7 +167,7 @@ async def test_a_file_locked_by_somebody_else_is_a_store_error_and_the_next_chan
 async def test_a_file_that_stays_locked_at_the_first_start_is_a_store_error(
     worker_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "PATIENCE", 0.2)
+    monkeypatch.setattr(sqlite_connection, "PATIENCE", 0.2)
     before = set(threading.enumerate())
     store = SqliteStore(worker_config)
     with closing(sqlite3.connect(worker_config.database_name, isolation_level=None)) as other:
@@ -309,7 +310,16 @@ async def test_being_cancelled_while_settings_are_written_is_not_swallowed(store
 
 
 @pytest.mark.parametrize(
-    "name", ["with space.db", "?mode=ro#x%20%.db", "zażółć 日本.db", "a:b@c&d=e;f.db", "'quoted\".db", "no suffix", "%2e%2e.db"]
+    "name",
+    [
+        "with space.db",
+        "?mode=ro#x%20%.db",
+        "zażółć 日本.db",
+        "a:b@c&d=e;f.db",
+        "'quoted\".db",
+        "no suffix",
+        "%2e%2e.db",
+    ],
 )
 async def test_any_file_name_is_a_file_name(tmp_path: Path, worker_config: WorkerConfig, name: str) -> None:
     directory = tmp_path / f"in {name}"
@@ -320,8 +330,8 @@ async def test_any_file_name_is_a_file_name(tmp_path: Path, worker_config: Worke
     thread = await opened(store, "one")
     await store.close()
     assert path.is_file()
-    assert [found.name for found in tmp_path.iterdir()] == [directory.name]
-    assert [found.name for found in directory.iterdir()] == [name]
+    assert os.listdir(tmp_path) == [directory.name]
+    assert os.listdir(directory) == [name]
     await store.open()
     assert await store.thread(thread.id) == thread
     await store.close()
@@ -359,7 +369,9 @@ async def test_every_table_and_index_carries_the_prefix(worker_config: WorkerCon
     await store.set_settings("w", {"a": 1}, thread.created_at)
     await store.close()
     with closing(sqlite3.connect(worker_config.database_name)) as connection:
-        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")]
+        names = [
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")
+        ]
     assert len(names) >= 10
     assert all(name.startswith("odd_Prefix9_") for name in names)
 
@@ -370,7 +382,8 @@ async def test_two_prefixes_in_one_file_are_two_databases(worker_config: WorkerC
     threads = [await opened(store, f"of {n}") for n, store in enumerate(stores)]
     for n, store in enumerate(stores):
         await store.set_settings("w", {"n": n}, threads[n].created_at)
-        await store.apply(opening(a_thread(), an_event(a_thread()), repeat_key="same"))
+        other = a_thread()
+        assert not (await store.apply(opening(other, an_event(other), repeat_key="same"))).repeated
     for n, store in enumerate(stores):
         assert await store.count_threads({}) == 2
         assert texts(await store.events(EventQuery(thread_id=threads[n].id))) == [f"of {n}"]
@@ -412,6 +425,7 @@ async def test_many_stores_of_one_process_may_open_at_once(tmp_path: Path, worke
 def python(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code, *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -444,16 +458,7 @@ asyncio.run(main())
 
 
 async def test_ten_processes_may_open_one_new_file_at_once(worker_config: WorkerConfig) -> None:
-    processes = []
-    for _ in range(10):
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", OPEN_AND_WRITE, worker_config.database_name],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parent,
-        )
-        processes.append(process)
+    processes = [python(OPEN_AND_WRITE, worker_config.database_name) for _ in range(10)]
     for process in processes:  # all have what they need loaded, or nearly: now at once
         assert process.stdin is not None
         process.stdin.write("go\n")
@@ -470,33 +475,22 @@ async def test_ten_processes_may_open_one_new_file_at_once(worker_config: Worker
 
 NEVER_CLOSED = """
 import asyncio, sys
-from contract import a_thread, an_event, opened, opening
 from dooers import WorkerConfig, WorkerServer
-from dooers.stores.sqlite import SqliteStore
 
-config = WorkerConfig(database_type="sqlite", database_name=sys.argv[1])
-store = SqliteStore(config)
-worker = WorkerServer(config)
+worker = WorkerServer(WorkerConfig(database_type="sqlite", database_name=sys.argv[1]))
 
 async def main():
-    if sys.argv[2] == "store":
-        await store.open()
-        await opened(store, "one")
-        thread = a_thread()
-        store.apply(opening(thread, an_event(thread, "last words")))
-    else:
-        repository = await worker.repository()
-        thread = await repository.create_thread("w")
-        await repository.create_event(thread.id, content=["last words"])
+    repository = await worker.repository()
+    thread = await repository.create_thread("w")
+    await repository.create_event(thread.id, content=["last words"])
 
 asyncio.run(main())
 print("over")
 """
 
 
-@pytest.mark.parametrize("what", ["store", "worker"])
-async def test_a_process_whose_loop_ends_with_an_open_store_exits(worker_config: WorkerConfig, what: str) -> None:
-    process = python(NEVER_CLOSED, worker_config.database_name, what)
+async def test_a_process_whose_loop_ends_with_an_open_store_exits(worker_config: WorkerConfig) -> None:
+    process = python(NEVER_CLOSED, worker_config.database_name)
     try:
         output, errors = await asyncio.to_thread(process.communicate, None, WITHIN / 2)
     finally:

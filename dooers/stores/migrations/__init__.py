@@ -42,9 +42,12 @@ def run_scripts(connection: Any, prefix: str) -> None:
     config.set_main_option("script_location", "dooers:stores/migrations")
     config.set_main_option("path_separator", "os")
     scripts = ScriptDirectory.from_config(config)
-    with _alembic, EnvironmentContext(
-        config, scripts, fn=lambda revision, _: scripts._upgrade_revs(HEAD, revision)
-    ) as environment:
+    with (
+        _alembic,
+        EnvironmentContext(
+            config, scripts, fn=lambda revision, _: scripts._upgrade_revs(HEAD, revision)
+        ) as environment,
+    ):
         environment.configure(
             connection=connection,
             version_table=f"{prefix}schema_version",

@@ -1,0 +1,150 @@
+"""A SQLite connection on a thread of its own: our pragmas, whole functions run there in one hop, a file made ready before.
+
+Which statements run is the store's business, in `sqlite.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack, closing
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import databases
+from databases.core import Connection
+
+from dooers.exceptions import StoreError
+from dooers.stores.migrations import HEAD, upgrade_sqlite
+
+__all__ = ["PATIENCE", "TunedConnection", "connect", "hop", "hop_to_end", "prepare", "prepare_file"]
+
+T = TypeVar("T")
+
+# Seconds that another process may hold the file before we give up on it.
+PATIENCE = 10.0
+
+
+class _Unit:
+    """A function to be run on the connection's own thread, in one hop: what `TunedConnection.execute` looks for."""
+
+    __slots__ = ("run",)
+
+    def __init__(self, run: Callable[[sqlite3.Connection], Any]) -> None:
+        self.run = run
+
+
+class _Result:
+    """What `execute_fetchall` asks its cursor for."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def fetchall(self) -> Any:
+        return self._value
+
+
+class TunedConnection(sqlite3.Connection):
+    """A connection with our pragmas, which also runs units. FULL: what was acknowledged survives a power cut, not only a crash."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.row_factory = sqlite3.Row
+        for pragma in (f"busy_timeout={int(PATIENCE * 1000)}", "synchronous=FULL", "foreign_keys=ON"):
+            super().execute(f"PRAGMA {pragma}").close()
+
+    def execute(self, sql: Any, parameters: Any = (), /) -> Any:
+        return _Result(sql.run(self)) if type(sql) is _Unit else super().execute(sql, parameters)
+
+
+async def hop(connection: Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Run a function on the connection's thread. Being cancelled meanwhile does not stop it."""
+    result: Any = await connection.raw_connection.execute_fetchall(_Unit(work))
+    return result  # type: ignore[no-any-return]
+
+
+async def hop_to_end(connection: Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    """`hop`, but being cancelled does not lose the outcome: what was begun on the thread is waited for.
+
+    An event loop that ends cancels every task, those of the store too, while turns still want their last words stored.
+    """
+    outcome: list[tuple[T | None, BaseException | None]] = []
+
+    def boxed(raw: sqlite3.Connection) -> None:
+        try:
+            outcome.append((work(raw), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    unit: Callable[[sqlite3.Connection], None] = boxed
+    while not outcome:
+        try:
+            await hop(connection, unit)
+        except asyncio.CancelledError:
+            unit = _nothing  # answered by the same thread, so only after what is under way there
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def _nothing(_: sqlite3.Connection) -> None:
+    """Only a place in the thread's queue."""
+
+
+async def connect(path: str, stack: AsyncExitStack) -> Connection:
+    """A connection whose thread lives until the stack is closed. `prepare` the file first: a driver that cannot open one leaves a
+    thread behind that nobody waits for."""
+    database = databases.Database(f"sqlite:///{quote(path)}", factory=TunedConnection)
+    await stack.enter_async_context(database)
+    # Not bound to a task, as `database.connection()` would be: this one is shared by all of them.
+    connection = Connection(database, database._backend)
+    await connection.__aenter__()
+    stack.push_async_callback(connection.__aexit__, None, None, None)
+    return connection
+
+
+def prepare_file(path: str, prefix: str, *, migrate: bool) -> None:
+    """Make a file ready: it opens, it is in WAL, its schema is current. Blocking: call it in a thread."""
+    with closing(sqlite3.connect(path, isolation_level=None, factory=TunedConnection)) as connection:
+        _use_wal(connection)
+        prepare(connection, prefix, migrate=migrate)
+
+
+def prepare(connection: sqlite3.Connection, prefix: str, *, migrate: bool) -> None:
+    """Bring the schema up to date, or with `migrate` off raise StoreError where it is not."""
+    found = _version(connection, f"{prefix}schema_version")
+    if found == HEAD:
+        return
+    if not migrate:
+        raise StoreError(
+            f"the database has schema version {found}, this code needs {HEAD}; "
+            "call `await worker.migrate()` once, or set database_auto_migrate=True"
+        )
+    upgrade_sqlite(connection, prefix)
+
+
+def _version(connection: sqlite3.Connection, table: str) -> str | None:
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+        return None
+    row = connection.execute(f"SELECT version_num FROM {table}").fetchone()
+    return None if row is None else str(row[0])
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    # In WAL, readers and the writer do not wait for each other. SQLite does not wait for the lock that the first change to it
+    # needs: of several processes starting on a new file, all but one are told "locked" at once. Later it is no change.
+    give_up = time.monotonic() + PATIENCE
+    while time.monotonic() < give_up:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").fetchall()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            time.sleep(0.05)
+    raise sqlite3.OperationalError("database is locked: cannot change it to WAL")
