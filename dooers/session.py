@@ -57,7 +57,7 @@ class AuthRequest:
     worker_id: str
     auth_token: str | None = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
-    query_params: Mapping[str, str]
+    query_params: Mapping[str, str] = field(repr=False)
     client: tuple[str, int] | None
 
     @classmethod
@@ -136,7 +136,9 @@ class Session:
             self.put(text)
 
     def _enqueue(self, text: str) -> None:
-        if len(self._outbox) >= self._config.outbox_frames or self._bytes + len(text) > self._config.outbox_bytes:
+        # One frame is always taken, however large: a thread of long messages must stay readable.
+        full = len(self._outbox) >= self._config.outbox_frames or self._bytes + len(text) > self._config.outbox_bytes
+        if self._outbox and full:
             log.warning("a session does not read: closed with %d frames unsent", len(self._outbox))
             self._outbox.clear()
             self.close(SLOW)

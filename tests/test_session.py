@@ -224,3 +224,15 @@ async def test_subscriptions_of_one_connection_are_bounded(worker_config: Worker
         await client.ask("thread.unsubscribe", {"thread_id": threads[0].id})
         assert (await client.ask("thread.subscribe", {"thread_id": threads[3].id}))["type"] == "thread.snapshot"
     await worker.close()
+
+
+async def test_a_snapshot_larger_than_the_outbox_still_gets_out(worker_config: WorkerConfig) -> None:
+    worker = small(worker_config, outbox_bytes=65536)
+    repository = await worker.repository()
+    thread = await repository.create_thread("worker", "org-1", "ws-1", "u")
+    for _ in range(10):
+        await repository.create_event(thread.id, content=["x" * 50_000])
+    async with WorkerClient(worker) as client:
+        snapshot = await client.ask("thread.subscribe", {"thread_id": thread.id})
+        assert len(snapshot["payload"]["events"]) == 10
+    await worker.close()
