@@ -9,7 +9,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -52,10 +52,15 @@ class TunedConnection(sqlite3.Connection):
     """A connection with our pragmas, which also runs units. FULL: what was acknowledged survives a power cut, not only a crash."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.row_factory = sqlite3.Row
-        for pragma in (f"busy_timeout={int(PATIENCE * 1000)}", "synchronous=FULL", "foreign_keys=ON"):
-            super().execute(f"PRAGMA {pragma}").close()
+        try:
+            super().__init__(*args, **kwargs)
+            self.row_factory = sqlite3.Row
+            for pragma in (f"busy_timeout={int(PATIENCE * 1000)}", "synchronous=FULL", "foreign_keys=ON"):
+                super().execute(f"PRAGMA {pragma}").close()
+        except sqlite3.Error:
+            with suppress(sqlite3.Error):  # half made, as some versions leave it, it would warn of not having been closed
+                self.close()
+            raise
 
     def execute(self, sql: Any, parameters: Any = (), /) -> Any:
         return _Result(sql.run(self)) if type(sql) is _Unit else super().execute(sql, parameters)
