@@ -6,19 +6,21 @@ is asked of `access.py`, the same rule that decides what may be read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol, TypeAlias
 
 from attrs import define, evolve
 
 from dooers.access import visible
-from dooers.models import Change, Scope, Thread
-from dooers.protocol import Audience, Dialect, Frame, frames_of, serialize
+from dooers.models import Change, Scope, Thread, ThreadEvent
+from dooers.protocol import Audience, Dialect, Frame, event_out, frames_of, serialize
 from dooers.turn import Clock
 
-__all__ = ["Broadcast", "Member"]
+__all__ = ["Broadcast", "Growth", "Member"]
 
 Place: TypeAlias = tuple[str, str, str]
+# How a session sees a message that is being written: piece by piece, as one that grows, or when it is done.
+Growth: TypeAlias = Literal["deltas", "growing", "done"]
 
 
 class Member(Protocol):
@@ -28,16 +30,32 @@ class Member(Protocol):
     def scope(self) -> Scope: ...
     @property
     def dialect(self) -> Dialect: ...
+    @property
+    def grows(self) -> Growth: ...
     def put(self, text: str) -> None:
         """Queue a text for sending; never blocks, never raises."""
+        ...
+
+    def put_delta(self, text: str, event_id: str) -> None:
+        """The same, for a piece of a message: may be left out, and then so is every later piece of that message."""
         ...
 
 
 @define(eq=False)
 class _Feed:
-    """One session's subscription to one thread. While its snapshot is being read, changes are `held` back."""
+    """One session's subscription to one thread. While its snapshot is being read, changes are `held` back.
+
+    `after` is the last event that the snapshot had: what is stored is read at once, and may be published only after that.
+    """
 
     held: list[Change] | None = None
+    after: int = 0
+
+    def newer(self, change: Change) -> Change:
+        """The change without what this session has already."""
+        if not change.events or change.events[0].seq > self.after:
+            return change
+        return evolve(change, events=tuple(event for event in change.events if event.seq > self.after))
 
 
 class Broadcast:
@@ -74,7 +92,7 @@ class Broadcast:
     def hold(self, member: Member, thread_id: str) -> None:
         """Subscribe, but keep what is published back until `release`: the session is about to read a snapshot."""
         self._subscribed[member].add(thread_id)
-        self._threads.setdefault(thread_id, {})[member] = _Feed(held=[])
+        self._threads.setdefault(thread_id, {}).setdefault(member, _Feed()).held = []
 
     def release(self, member: Member, thread_id: str, after_seq: int) -> None:
         """The snapshot is out and ends with `after_seq`: send what was published meanwhile and is newer, then go on live."""
@@ -82,9 +100,9 @@ class Broadcast:
         if feed is None or feed.held is None:
             return
         held, feed.held = feed.held, None
+        feed.after = max(feed.after, after_seq)
         for change in held:
-            newer = tuple(event for event in change.events if event.seq > after_seq)
-            self._tell_late(member, evolve(change, events=newer), "subscribers", "tenant")
+            self._tell_late(member, feed.newer(change), "subscribers", "tenant")
             if change.removes:
                 self.unsubscribe(member, thread_id)
 
@@ -95,6 +113,10 @@ class Broadcast:
         # One that asked for a snapshot and did not get it still hears what everybody hears.
         for change in (feed.held if feed is not None else None) or ():
             self._tell_late(member, change, "tenant")
+
+    def is_here(self, member: Member) -> bool:
+        """Whether the session is still connected."""
+        return member in self._subscribed
 
     def is_subscribed(self, member: Member, thread_id: str) -> bool:
         """Whether this session gets the thread's events."""
@@ -130,7 +152,10 @@ class Broadcast:
         held = {member: feed.held for member, feed in feeds.items() if feed.held is not None}
         for waiting in held.values():
             waiting.append(change)
-        live = [member for member in feeds if member not in held]
+        live = [member for member, feed in feeds.items() if member not in held and feed.newer(change) is change]
+        for member, feed in feeds.items():
+            if member not in held and (newer := feed.newer(change)) is not change:
+                self._tell_late(member, newer, "subscribers")  # rare: its snapshot overtook this
         for frame in frames_of(change):
             if frame.audience == "tenant":
                 # Who is reading a snapshot of this very thread hears of it afterwards: the snapshot may be the older news.
@@ -138,7 +163,7 @@ class Broadcast:
             else:
                 self._put(frame, live, change)
         if change.removes:
-            for member in live:
+            for member in live:  # a removal has no events, so nobody has it already
                 self.unsubscribe(member, change.thread.id)
 
     def _put(self, frame: Frame, members: Iterable[Member], change: Change) -> None:
@@ -152,6 +177,35 @@ class Broadcast:
             if text is None:
                 texts[variant] = text = frame.text(frame_id, member.dialect)
             member.put(text)
+
+    def tell_delta(self, thread: Thread, event: ThreadEvent, text: str) -> None:
+        """A piece of a message that is being written, to those who asked for pieces."""
+        members = self._watchers(thread, "deltas")
+        if members:
+            payload = {"thread_id": thread.id, "event_id": event.id, "text": text}
+            if event.run_id is not None:
+                payload["run_id"] = event.run_id
+            frame = serialize("event.delta", payload, self._clock.new_id())
+            for member in members:
+                member.put_delta(frame, event.id)
+
+    def tell_growing(self, thread: Thread, so_far: Callable[[], ThreadEvent | None]) -> None:
+        """A message that is being written, whole so far, to clients that know no pieces but take one event again and again."""
+        members = self._watchers(thread, "growing")
+        event = so_far() if members else None
+        if event is not None:
+            payload = {"thread_id": thread.id, "events": [event_out(event)]}
+            frame = serialize("event.append", payload, self._clock.new_id())
+            for member in members:
+                member.put_delta(frame, "")  # each holds the whole text: a later one makes up for one that is left out
+
+    def _watchers(self, thread: Thread, grows: Growth) -> list[Member]:
+        # Who waits for a snapshot gets the text so far in it.
+        return [
+            member
+            for member, feed in self._threads.get(thread.id, {}).items()
+            if feed.held is None and member.grows == grows and visible(thread, member.scope)
+        ]
 
     # ------------------------------------------------------------ settings and analytics, to their subscribers only
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import nullcontext, suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -33,8 +34,9 @@ HELP = """\
 /threads     your conversations
 /open N      go on with number N of them, or with a thread id
 /new         begin a new conversation
+/stop        stop whatever is answered in this conversation
 /quit        leave (so does Ctrl-D); the conversation stays
-Ctrl-C stops waiting for an answer."""
+Ctrl-C stops the answer that is being written; what is there of it stays. A second Ctrl-C leaves."""
 
 # C0, DEL and C1 without tab and newline: with these a terminal is driven (moved, recoloured, made to type).
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -52,7 +54,7 @@ def run_chat(console: Console, url: str, *, thread_id: str | None = None, **clai
     DisconnectedError when the worker is not there (any more); a refused connection raises the error of its code.
     """
     with start_blocking_portal("asyncio") as portal:
-        client = Client(url, deltas=console.is_terminal, **claims)
+        client = Client(url, deltas=_moves(console), **claims)
         with portal.wrap_async_context_manager(client):
             chat = Chat(console, portal, client, claims.get("user_id", ""))
             if sys.stdin.isatty():
@@ -73,8 +75,8 @@ class Chat:
     thread_id: str | None = None
     title: str | None = None
     listed: list[str] = field(factory=list)
-    # What is growing on the screen: the id of the message and its text so far.
-    growing: tuple[str, str] = ("", "")
+    # The messages that are growing on the screen, by id, with their text so far.
+    growing: dict[str, str] = field(factory=dict)
     last_error: str | None = None
     spinner: Spinner = field(factory=lambda: Spinner("dots", Text("…", style="dim"), style="magenta"))
 
@@ -92,8 +94,11 @@ class Chat:
                 break
             if line == "/quit":
                 break
-            if line:
-                self._take(line)
+            try:
+                if line:
+                    self._take(line)
+            except KeyboardInterrupt:
+                break
         if self.thread_id is not None and prompt:
             self.note(f"to come back to this conversation: --thread {self.thread_id}")
 
@@ -121,26 +126,34 @@ class Chat:
             self.error(f"{error} ({error.code})")
 
     def say(self, text: str) -> None:
-        """Send a message and show what comes until the turn is over, or until Ctrl-C."""
-        waiting = self.portal.start_task_soon(self._turn, text)
-        try:
-            waiting.result()
-        except KeyboardInterrupt:
-            waiting.cancel()
-            self.note("no longer waiting; the worker goes on, /open shows what it made of it")
+        """Send a message and show what comes until the turn is over. Ctrl-C stops it, a second one leaves."""
+        self._wait(self.client.send(text, self.thread_id))
 
-    async def _turn(self, text: str) -> None:
+    def _wait(self, frames: AsyncIterator[Mapping[str, Any]]) -> None:
+        waiting = self.portal.start_task_soon(self._show_all, frames)
+        try:
+            try:
+                waiting.result()
+            except KeyboardInterrupt:
+                self.note("stopping; Ctrl-C again leaves")
+                self._stop()
+                waiting.result()
+        finally:
+            waiting.cancel()  # a second Ctrl-C, or the worker would not stop it; else it is done
+
+    async def _show_all(self, frames: AsyncIterator[Mapping[str, Any]]) -> None:
         # It asks for what is growing a few times a second, however fast that grows.
         live = Live(console=self.console, transient=True, refresh_per_second=12, get_renderable=self._growing)
         try:
-            with live if self._moves() else nullcontext():
-                async for frame in self.client.send(text, self.thread_id):
+            with live if _moves(self.console) else nullcontext():
+                async for frame in frames:
                     self.show(frame)
         finally:
-            self.growing = ("", "")
+            self.growing.clear()
 
-    def _moves(self) -> bool:
-        return self.console.is_terminal and not self.console.is_dumb_terminal
+    def _stop(self) -> None:
+        if self.thread_id is not None:
+            self.portal.call(partial(self.client.cancel, thread_id=self.thread_id))
 
     # ------------------------------------------------------------ commands
 
@@ -152,6 +165,14 @@ class Chat:
         """The next message opens a new thread."""
         self.thread_id = self.title = None
         self.note("a new conversation")
+
+    def stop(self, _: str = "") -> None:
+        """Stop whoever answers in the open thread, also where somebody else has asked."""
+        if self.thread_id is None:
+            self.error("there is nothing to stop: no conversation is open")
+            return
+        self._stop()
+        self.note("stopped; what was written stays")
 
     def threads(self, _: str = "") -> None:
         """List the newest threads, numbered for `/open`."""
@@ -182,7 +203,9 @@ class Chat:
         if not which:
             self.error("which one? /open N, or /open and a thread id")
             return
-        snapshot = self.portal.call(self.client.ask, "thread.subscribe", {"thread_id": which})
+        self._wait(self.client.watch(which))
+
+    def _opened(self, snapshot: Mapping[str, Any]) -> None:
         self.thread_id, self.title = snapshot["thread"]["id"], snapshot["thread"].get("title")
         self.note(f"── {self.title or '(no title)'} ── {_when(snapshot['thread']['created_at'])}")
         if snapshot["has_more"]:
@@ -196,6 +219,8 @@ class Chat:
         """Show one frame of the open thread."""
         payload = frame["payload"]
         match frame["type"]:
+            case "thread.snapshot":
+                self._opened(payload)
             case "thread.upsert":
                 self.thread_id = payload["thread"]["id"]
                 if (title := payload["thread"].get("title")) != self.title:
@@ -209,15 +234,14 @@ class Chat:
                 for event in payload["events"]:
                     self.event(event)
             case "event.delta":
-                event_id, text = self.growing
-                more = payload["text"]
-                self.growing = (payload["event_id"], text + more if event_id == payload["event_id"] else more)
+                event_id = payload["event_id"]
+                self.growing[event_id] = self.growing.get(event_id, "") + payload["text"]
             case "run.upsert":
                 self.run_state(payload["run"])
 
     def _growing(self) -> RenderableType:
-        """The end of the growing message, as much as fits on the screen, and a sign of life."""
-        _, text = self.growing
+        """The end of what is growing, as much as fits on the screen, and a sign of life."""
+        text = "\n\n".join(list(self.growing.values()))
         if not text:
             return self.spinner
         lines = self.console.render_lines(_markdown(text), pad=False)[2 - self.console.height :]
@@ -225,8 +249,10 @@ class Chat:
 
     def event(self, event: Mapping[str, Any], *, mine: bool = False) -> None:
         """Show one event. One's own messages only when asked for: they stand where they were typed."""
-        if event["id"] == self.growing[0]:
-            self.growing = ("", "")
+        if event.get("streaming"):
+            self.growing[event["id"]] = "\n\n".join(map(_part, event["content"]))
+            return
+        self.growing.pop(event["id"], None)
         if event["type"] != "message":
             self._say(_tool(event))
             return
@@ -242,12 +268,14 @@ class Chat:
         else:
             self._say(Text(f"\n{printable(event.get('author') or 'assistant')}", style="bold magenta"))
             self._say(_markdown(text))
+            if (event.get("data") or {}).get("incomplete"):
+                self.note("  (cut off here)")
 
     def run_state(self, run: Mapping[str, Any]) -> None:
         """Show how a run has ended; that it goes on is told by what keeps coming."""
         status, error = run["status"], run.get("error")
         if status == "running":
-            if not self._moves():
+            if not _moves(self.console):
                 self.note("· running")
             return
         self.last_error = error
@@ -271,8 +299,14 @@ COMMANDS: dict[str, Callable[[Chat, str], None]] = {
     "/help": Chat.help,
     "/new": Chat.new,
     "/open": Chat.open,
+    "/stop": Chat.stop,
     "/threads": Chat.threads,
 }
+
+
+def _moves(console: Console) -> bool:
+    """Whether somebody watches; else everything is written once, when it is whole."""
+    return console.is_terminal and not console.is_dumb_terminal and sys.stdin.isatty()
 
 
 def _markdown(text: str) -> RenderableType:

@@ -71,7 +71,8 @@ class Client:
     """One connection to a worker, as one user. Entering it connects; one event loop, any number of tasks.
 
     `within` is how many seconds an answer, or the first sign of one, may take. `quiet` is how many seconds of silence end the
-    turn of a handler that opens no run. `deltas` asks for the text of messages while they are still growing.
+    turn of a handler that opens no run. `deltas` asks for the text of messages while they are written: `event.delta` frames, each
+    with the next piece of the message `event_id`, which comes whole as an event at its end.
 
     Entering raises DisconnectedError where nobody answers, and the worker's own error (UnauthenticatedError,
     ForbiddenError) where it refuses. `server` then holds its name, version and capabilities.
@@ -106,6 +107,7 @@ class Client:
         self._pending: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = {}
         # Weak, so that an iterator nobody holds any more stops collecting.
         self._feeds: WeakSet[_Feed] = WeakSet()
+        self._turns: WeakSet[_Turn] = WeakSet()
         self._lost: DisconnectedError | None = DisconnectedError("not connected; use `async with`")
 
     async def __aenter__(self) -> Self:
@@ -163,8 +165,7 @@ class Client:
         Ends when this side closes, raises DisconnectedError when the other one does. Whoever holds it has to read it: it
         keeps what it is not asked for.
         """
-        feed = _Feed()
-        self._feeds.add(feed)
+        feed = self._feed()
         if self._lost is not None:
             feed.put(self._lost)
         return feed
@@ -174,8 +175,7 @@ class Client:
 
         Leaving early cancels nothing: the worker goes on. Raises what `ask` raises; NoAnswerError where the turn shows no sign.
         """
-        feed = _Feed()
-        self._feeds.add(feed)
+        feed = self._feed()
         key = uuid4().hex
         event = {"type": "message", "actor": "user", "content": [{"type": "text", "text": text}]}
         payload: dict[str, Any] = {"client_event_id": key, "event": event}
@@ -185,27 +185,70 @@ class Client:
         seen = feed.waiting()
         while (mine := _own(seen, key)) is None:
             seen.append(await self._next(feed, self._within))
-        turn = _Turn(mine)
+        turn = _Turn(feed, mine["thread_id"], _time(mine["created_at"]))
+        async for frame in self._follow(turn, seen):
+            yield frame
+
+    async def watch(self, thread_id: str) -> AsyncIterator[Frame]:
+        """Look into a thread: its `thread.snapshot` first, then its frames for as long as somebody is at work in it.
+
+        A message that is being written stands in the snapshot with its text so far, marked `streaming`; what comes goes on from there.
+        """
+        feed = self._feed()
+        snapshot = await self.ask("thread.subscribe", {"thread_id": thread_id})
+        yield {"id": "", "type": "thread.snapshot", "payload": snapshot}
+        turn = _Turn(feed, snapshot["thread"]["id"], None)
+        for run in snapshot["runs"]:
+            turn.run(run)
+        for event in snapshot["events"]:
+            turn.event(event)
+        if turn.busy:
+            async for frame in self._follow(turn, feed.waiting()):
+                yield frame
+
+    async def cancel(self, *, thread_id: str | None = None, run_id: str | None = None) -> None:
+        """Stop the answer of a run, or whatever is answered and waits in a thread. What was written so far is kept.
+
+        Returns when the worker has taken it; a `send` of this client that waits for the answer gets the end of it and ends.
+        InvalidValueError unless one of the two is given, NotFoundError where there is no such thing.
+        """
+        asked = {"thread_id": thread_id, "run_id": run_id}
+        await self.ask("run.cancel", {name: value for name, value in asked.items() if value is not None})
+        for turn in list(self._turns):
+            turn.cancel(thread_id, run_id)
+
+    def _feed(self) -> _Feed:
+        feed = _Feed()
+        self._feeds.add(feed)
+        return feed
+
+    async def _follow(self, turn: _Turn, seen: list[Frame]) -> AsyncIterator[Frame]:
+        """The frames of a turn, those that are seen already first, until it is over."""
+        self._turns.add(turn)
         while True:
             for frame in seen:
                 if turn.take(frame):
                     yield frame
-            seen = []
             if turn.ended:
                 # Whatever belongs to the same step (an error notice, the next run) is in front of the pong.
                 await self.ask("ping")
-                seen = [frame for frame in feed.waiting() if turn.take(frame)]
+                seen = [frame for frame in turn.feed.waiting() if turn.take(frame)]
                 for frame in seen:
                     yield frame
                 if turn.ended:
                     return
-            limit = None if turn.busy else self._quiet if turn.answered else self._within
             try:
-                seen = [await self._next(feed, limit)]
+                seen = [await self._next(turn.feed, self._patience(turn))]
             except NoAnswerError:
-                if turn.answered:
+                if turn.answered or turn.canceled:
                     return
                 raise
+
+    def _patience(self, turn: _Turn) -> float | None:
+        """How long silence may last: while something is going on, for ever; but a handler may take its time to obey a cancel."""
+        if turn.busy:
+            return self._within if turn.canceled else None
+        return self._quiet if turn.answered or turn.canceled else self._within
 
     async def _next(self, feed: _Feed, limit: float | None) -> Frame:
         try:
@@ -260,19 +303,22 @@ class Client:
 
 
 class _Turn:
-    """Tells the end of the turn that one message has opened, from the frames of its thread.
+    """Tells the end of the turn that one message has opened, from the frames of its thread; without `since`, of all its turns.
 
     The wire does not name the turn of a run or an event, so: a run that started after the message is taken to be the turn's, and
     the turn is over when that run is. A handler need not open a run; then silence after a whole message is all there is to go by.
     """
 
-    def __init__(self, message: Mapping[str, Any]) -> None:
-        self._thread_id = message["thread_id"]
-        self._since = _time(message["created_at"])
-        self._runs: set[str] = set()
-        self._growing: set[str] = set()
-        self._run_ended = False
+    def __init__(self, feed: _Feed, thread_id: str, since: datetime | None) -> None:
+        self.feed = feed
         self.answered = False
+        self.canceled = False
+        self._thread_id = thread_id
+        self._since = since
+        self._runs: set[str] = set()
+        self._others: set[str] = set()
+        self._growing: set[str] = set()
+        self._over = False
 
     @property
     def busy(self) -> bool:
@@ -281,7 +327,13 @@ class _Turn:
 
     @property
     def ended(self) -> bool:
-        return self._run_ended and not self._runs
+        return self._over and not self._runs
+
+    def cancel(self, thread_id: str | None, run_id: str | None) -> None:
+        """It was told to stop, if it is meant: it ends with its run or, where it has none, with a silence."""
+        if self._thread_id == thread_id or run_id in self._runs:
+            self.canceled = True
+            self.feed.put({"id": "", "type": "", "payload": {}})  # whoever waits for the next frame looks again
 
     def take(self, frame: Frame) -> bool:
         """Whether the frame is one of the thread; the turn moves on with it."""
@@ -291,27 +343,27 @@ class _Turn:
             return False
         match frame["type"]:
             case "run.upsert":
-                self._run(run)
+                self.run(run)
             case "event.delta":
                 self._growing.add(payload["event_id"])
             case "event.append":
                 for event in payload["events"]:
-                    self._event(event)
+                    self.event(event)
             case "thread.deleted":
                 self._runs.clear()
-                self._run_ended = True
+                self._over = True
         return True
 
-    def _run(self, run: Mapping[str, Any]) -> None:
-        if _time(run["started_at"]) < self._since:
-            return  # of a turn before this one, that ours had to wait for
-        if run["status"] == "running":
+    def run(self, run: Mapping[str, Any]) -> None:
+        if self._since is not None and _time(run["started_at"]) < self._since:
+            self._others.add(run["id"])  # of a turn before this one, that ours had to wait for
+        elif run["status"] == "running":
             self._runs.add(run["id"])
         else:
             self._runs.discard(run["id"])
-            self._run_ended = True
+            self._over = True
 
-    def _event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Mapping[str, Any]) -> None:
         if event["actor"] == "user":
             return
         if event.get("streaming"):
@@ -319,7 +371,8 @@ class _Turn:
             return
         self._growing.discard(event["id"])
         # A tool call is no answer yet: tools take their time, and silence after one means nothing.
-        self.answered = self.answered or event["type"] == "message"
+        if event["type"] == "message" and event.get("run_id") not in self._others:
+            self.answered = True
 
 
 def _own(frames: list[Frame], key: str) -> Mapping[str, Any] | None:

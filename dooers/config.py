@@ -13,9 +13,11 @@ from attrs import Attribute, Factory, field, fields, frozen
 from dooers.exceptions import ConfigError, quoted
 from dooers.schema import SettingsSchema
 
-__all__ = ["DatabaseType", "WorkerConfig"]
+__all__ = ["ORDERS", "DatabaseType", "TurnOrder", "WorkerConfig"]
 
 DatabaseType: TypeAlias = Literal["postgres", "sqlite", "cosmos", "memory"]
+TurnOrder: TypeAlias = Literal["queue", "parallel", "reject", "replace"]
+ORDERS: tuple[str, ...] = get_args(TurnOrder)
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}|")
@@ -46,7 +48,7 @@ def _at_least(low: float, *types: type) -> Validator:
 
     def check(instance: Any, attribute: Attribute[Any], value: Any) -> None:
         typed(instance, attribute, value)
-        if not value >= low:  # NaN is neither below nor above
+        if value is not None and not value >= low:  # NaN is neither below nor above
             raise _wrong(attribute, f"at least {low}", value)
 
     return check
@@ -70,6 +72,12 @@ def _known_database(_: Any, attribute: Attribute[Any], value: Any) -> None:
         near = get_close_matches(str(value).lower().replace("postgresql", "postgres"), known, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise _wrong(attribute, f"one of {', '.join(known)}", value, hint)
+
+
+def _known_order(_: Any, attribute: Attribute[Any], value: Any) -> None:
+    if value not in ORDERS:
+        near = get_close_matches(str(value).lower(), ORDERS, 1)
+        raise _wrong(attribute, f"one of {', '.join(ORDERS)}", value, f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def _schema(_: Any, attribute: Attribute[Any], value: Any) -> None:
@@ -149,6 +157,9 @@ class WorkerConfig:
     connect_timeout: float = field(default=30.0, validator=_at_least(0.01, int, float))
     outbox_frames: int = field(default=10_000, validator=_at_least(16))
     outbox_bytes: int = field(default=16 * 1024 * 1024, validator=_at_least(65536))
+    # What becomes of a message whose thread is being answered: it waits, runs beside, is refused, or takes the other's place.
+    turn_order: TurnOrder = field(default="queue", validator=_known_order)
+    handler_timeout: float | None = field(default=None, validator=_at_least(0.001, int, float, type(None)))
     thread_queue_limit: int = field(default=100, validator=_at_least(1))
 
     # The turn. `pipeline_depth` is how many changes of one turn may be on their way to the disk while the handler goes on.

@@ -8,19 +8,85 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from dooers.exceptions import DispatchError, HandlerError
-from dooers.models import EventQuery, ThreadEvent
-from dooers.runner import OpenTurn, Runner, TurnStatus, waited_threads
+from dooers.codec import clean, parts, plain
+from dooers.exceptions import DispatchError, HandlerError, InvalidValueError
+from dooers.models import ContentPart, EventQuery, Identity, TextPart, ThreadEvent, text_of
+from dooers.openturn import Handler, Message, OpenTurn, TurnStatus
+from dooers.runner import Runner, waited_threads
 from dooers.send import WorkerEvent
 from dooers.stores import Store
+from dooers.turn import repeat_key
 
-__all__ = ["DispatchStream"]
+__all__ = ["DispatchStream", "identity_of", "message_of"]
 
 log = logging.getLogger("dooers")
 EVERYTHING = 1 << 62
+
+
+def identity_of(
+    organization_id: Any, workspace_id: Any, user_id: Any, user_name: Any, user_email: Any, user_role: Any
+) -> Identity:
+    """Who a dispatch acts for; InvalidValueError names what is wrong."""
+    return Identity(
+        organization_id=_text("organization_id", organization_id),
+        workspace_id=_text("workspace_id", workspace_id),
+        user_id=_text("user_id", user_id),
+        user_name=_text("user_name", user_name or ""),
+        user_email=_text("user_email", user_email or ""),
+        user_role=_text("user_role", user_role or ""),
+    )
+
+
+def message_of(
+    handler: Handler,
+    worker_id: Any,
+    identity: Identity,
+    message: Any,
+    content: Any,
+    *,
+    thread_id: Any,
+    thread_title: Any,
+    data: Any,
+    idempotency_key: Any,
+) -> Message:
+    """The message of a dispatch; InvalidValueError names what is wrong."""
+    worker = _text("worker_id", worker_id)
+    key = None if idempotency_key is None else _id("idempotency_key", idempotency_key)
+    return Message(
+        worker_id=worker,
+        identity=identity,
+        content=_content(message, content),
+        handler=handler,
+        thread_id=None if thread_id is None else _id("thread_id", thread_id),
+        create=True,
+        thread_title=None if thread_title is None else clean(_text("thread_title", thread_title)),
+        data=None if data is None else plain(data, "data"),
+        repeat_key=None if key is None else repeat_key("dispatch", worker, identity, key),
+    )
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidValueError(f"{name}: expected a text, got {value!r}")
+    return clean(value)
+
+
+def _id(name: str, value: Any) -> str:
+    if not _text(name, value):
+        raise InvalidValueError(f"{name}: expected a text that is not empty, or None")
+    return clean(value)
+
+
+def _content(message: Any, content: Iterable[Any] | None) -> list[ContentPart]:
+    """The parts of a message: those given, with the text before them if they have none of their own."""
+    text = _text("message", message)
+    if content is None:
+        return [TextPart(text)]
+    given = parts(content)
+    return [TextPart(text), *given] if text and not text_of(given) else given
 
 
 class _Follower:
@@ -31,6 +97,7 @@ class _Follower:
         self.ended = False
         self.error: HandlerError | None = None
         self.wants = 0
+        self.deltas = False
         self._asked = asyncio.Event()
         self._moved = asyncio.Event()
 
@@ -42,6 +109,10 @@ class _Follower:
     def put(self, event: WorkerEvent) -> None:
         self.events.append(event)
         self._moved.set()
+
+    def delta(self, event: WorkerEvent) -> None:
+        if self.deltas:
+            self.put(event)
 
     def end(self, error: HandlerError | None) -> None:
         self.ended, self.error = True, error
@@ -78,7 +149,7 @@ class DispatchStream:
     @property
     def thread_id(self) -> str:
         """The thread the message is in."""
-        return self._opened.turn.thread.id
+        return self._opened.thread.id
 
     @property
     def event_id(self) -> str:
@@ -105,19 +176,28 @@ class DispatchStream:
     def __aiter__(self) -> AsyncIterator[WorkerEvent]:
         return self._iterate()
 
-    async def _iterate(self) -> AsyncIterator[WorkerEvent]:
+    def events(self, *, deltas: bool = False) -> AsyncIterator[WorkerEvent]:
+        """The same as iterating the stream. With `deltas`, asked for before the turn runs, the pieces of a `send.stream` come as
+        they are written, as events of `send_type` "delta" with `data["text"]`, in front of the "text" that has it whole."""
+        self._follower.deltas = self._follower.deltas or deltas
+        return self._iterate(deltas)
+
+    async def _iterate(self, deltas: bool = False) -> AsyncIterator[WorkerEvent]:
         await self._begin()
         follower = self._follower
-        position = 0
+        position = steps = 0
         try:
             while True:
                 if position < len(follower.events):
+                    event = follower.events[position]
                     position += 1
-                    yield follower.events[position - 1]
+                    steps += event.send_type != "delta"
+                    if deltas or event.send_type != "delta":
+                        yield event
                 elif follower.ended:
                     break
                 else:
-                    follower.want(position + 1)
+                    follower.want(steps + 1)
                     await follower.move()
         finally:
             # Left early, by break, error or cancel: the turn goes too, unless somebody wants all of it.
@@ -140,7 +220,7 @@ class DispatchStream:
             raise
         if self._follower.error is not None:
             raise self._follower.error
-        return list(self._follower.events)
+        return [event for event in self._follower.events if event.send_type != "delta"]
 
     def detach(self) -> None:
         """Let the turn run to its end in the background; the worker sees to it. Its errors are logged and recorded."""
@@ -152,11 +232,11 @@ class DispatchStream:
         task = self._opened.task
         if self._follower.ended or self._opened.repeated:
             return
-        self._opened.cancel()
+        self._runner.stop(self._opened)
         if task is None:
             self._follower.end(None)
         elif task is not asyncio.current_task():
-            await asyncio.wait([task])
+            await self._runner.ended(self._opened)
 
     async def aclose(self) -> None:
         """The same as `cancel`, by the name that generators have for it."""
@@ -175,6 +255,8 @@ class DispatchStream:
             self._start(detached=False)
 
     def _start(self, *, detached: bool) -> None:
+        if self._opened.task is None and self._opened.canceled:
+            self._follower.end(None)  # stopped before anybody ran it: by `worker.cancel`, a deleted thread, "replace"
         if self._opened.task is None and not self._follower.ended and not self._opened.repeated:
             self._runner.start(self._opened, self._follower, detached=detached)
 
@@ -195,10 +277,10 @@ class DispatchStream:
         log.warning(
             "the dispatch stream of thread %s was dropped without being run: its message is stored and stays unanswered; "
             "iterate it, collect() it or detach() it",
-            opened.turn.thread.id,
+            opened.thread.id,
         )
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(opened.cancel)
+            self._loop.call_soon_threadsafe(self._runner.stop, opened)
 
 
 def _replayed(event: ThreadEvent) -> WorkerEvent:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get
 from attrs import define, field, frozen
 from dependency_injector import providers
 
+from dooers.config import ORDERS, TurnOrder
 from dooers.exceptions import SignatureError
 from dooers.send import WorkerEvent
 
@@ -205,6 +206,8 @@ class InjectedHandler:
     plan: Plan
     kept: KeptValues
     teardown_timeout: float
+    order: TurnOrder | None = None
+    timeout: float | None = None
 
     @property
     def name(self) -> str:
@@ -258,7 +261,7 @@ class Compiler:
         self._teardown_timeout = teardown_timeout
         self.settings_class: type | None = None
 
-    def handler(self, function: Any) -> InjectedHandler:
+    def handler(self, function: Any, order: TurnOrder | None = None, timeout: float | None = None) -> InjectedHandler:
         """A handler with its plan, or SignatureError with all that is wrong."""
         is_function = inspect.isroutine(function) or isinstance(function, partial)
         target = function if is_function or not callable(function) else type(function).__call__
@@ -266,7 +269,13 @@ class Compiler:
             raise SignatureError(
                 f"{_where(function)}: a handler is an `async def` that yields events, or returns a text or one event"
             )
-        return InjectedHandler(self._plan(function), self._kept, self._teardown_timeout)
+        if order is not None and order not in ORDERS:
+            raise SignatureError(f"{_where(function)}: order: expected one of {', '.join(ORDERS)}, got {order!r}")
+        if timeout is not None and (
+            isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0
+        ):
+            raise SignatureError(f"{_where(function)}: timeout: expected seconds above 0, got {timeout!r}")
+        return InjectedHandler(self._plan(function), self._kept, self._teardown_timeout, order, timeout)
 
     def dependency(self, name: str, function: Any, lifetime: Lifetime | None) -> Dependency:
         """A provider for the container, or SignatureError. Without a lifetime the function's own shape decides."""

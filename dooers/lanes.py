@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Hashable, Iterator
 
+from dooers.config import TurnOrder
 from dooers.exceptions import ThreadBusyError
 
 __all__ = ["Lanes", "Ticket"]
@@ -49,6 +50,25 @@ class Lanes:
     def __iter__(self) -> Iterator[Hashable]:
         """The keys of the lanes in which somebody stands."""
         return iter(self._lanes)
+
+    def is_taken(self, key: Hashable) -> bool:
+        """Whether somebody stands in this lane."""
+        return key in self._lanes
+
+    def place(self, key: Hashable, order: TurnOrder) -> Ticket:
+        """A ticket as the policy has it: one of its own, the next one, or ThreadBusyError."""
+        if order == "parallel":
+            return self.beside(key)
+        if order == "reject" and self.is_taken(key):
+            raise ThreadBusyError("this thread is being answered; try again when it is done")
+        return self.join(key)
+
+    def beside(self, key: Hashable) -> Ticket:
+        """A ticket that waits for nobody and that nobody waits for."""
+        ticket = Ticket(self, key)
+        ticket._lanes = None
+        ticket._ready.set()
+        return ticket
 
     def join(self, key: Hashable) -> Ticket:
         """Take the next place in the queue of a key, or raise ThreadBusyError when it is full."""

@@ -209,6 +209,7 @@ class ThreadEvent:
     `seq` numbers the events of a thread from 1 without gaps of meaning: order, paging and resume use it.
     `turn_seq` is the `seq` of the message that this event answers (its own for a message that opens a turn).
     Both are 0 until the store has given them out. `notice` marks an error shown to people; models never get it.
+    `streaming`: still being written, and not stored yet.
     """
 
     id: str
@@ -223,6 +224,7 @@ class ThreadEvent:
     run_id: str | None = None
     client_event_id: str | None = None
     notice: bool = False
+    streaming: bool = False
     seq: int = 0
     turn_seq: int = 0
 

@@ -31,6 +31,7 @@ __all__ = [
     "NewEvent",
     "Ping",
     "PublicSchema",
+    "RunCancel",
     "SettingsPatch",
     "SettingsSubscribe",
     "ThreadList",
@@ -101,6 +102,12 @@ class EventCreate:
 
 
 @frozen
+class RunCancel:
+    run_id: str | None = None
+    thread_id: str | None = None
+
+
+@frozen
 class EventList:
     thread_id: str
     before_event_id: str | None = None
@@ -155,6 +162,7 @@ CLIENT: dict[str, type] = {
     "thread.delete": ThreadName,
     "event.create": EventCreate,
     "event.list": EventList,
+    "run.cancel": RunCancel,
     "settings.subscribe": SettingsSubscribe,
     "settings.unsubscribe": WorkerName,
     "settings.patch": SettingsPatch,
@@ -321,14 +329,15 @@ def event_out(event: ThreadEvent) -> dict[str, Any]:
     out: dict[str, Any] = {
         "id": event.id,
         "thread_id": event.thread_id,
-        "seq": event.seq,
         "type": event.type,
         "actor": event.actor,
         "content": plain_parts(event.content),
         "created_at": event.created_at,
-        "streaming": False,
-        "finalized": True,
+        "streaming": event.streaming,
+        "finalized": not event.streaming,
     }
+    if event.seq:  # one that is still being written has no number yet
+        out["seq"] = event.seq
     for name in ("run_id", "author", "data", "client_event_id"):
         value = getattr(event, name)
         if value is not None:

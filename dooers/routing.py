@@ -32,6 +32,7 @@ from dooers.exceptions import (
     UnauthenticatedError,
 )
 from dooers.models import Change, EventQuery, Identity, Thread, ThreadQuery
+from dooers.openturn import Handler, Message, OpenTurn
 from dooers.protocol import (
     CLIENT,
     ClientFrame,
@@ -39,6 +40,7 @@ from dooers.protocol import (
     EventCreate,
     EventList,
     Feedback,
+    RunCancel,
     SettingsPatch,
     SettingsSubscribe,
     ThreadList,
@@ -49,15 +51,15 @@ from dooers.protocol import (
     event_out,
     read_cursor,
     refusal,
-    run_out,
     thread_out,
     write_cursor,
 )
-from dooers.runner import Handler, Message, Runner
+from dooers.resume import send_snapshot
+from dooers.runner import Runner
 from dooers.schema import SettingsSchema
 from dooers.session import NOT_YOU, WHO_ARE_YOU, AuthRequest, Session
 from dooers.settings import public_schema
-from dooers.stores import GAP, Store
+from dooers.stores import Store
 from dooers.turn import Clock, repeat_key
 
 __all__ = ["ROUTES", "Authenticate", "Desk"]
@@ -68,7 +70,7 @@ Authenticate: TypeAlias = Callable[[AuthRequest], "Awaitable[Identity | None] | 
 
 PAGE, MAX_PAGE = 50, 200
 VERSION = "0.1.0"
-CAPABILITIES: list[str] = []
+CAPABILITIES = ["deltas", "run.cancel"]
 
 
 @frozen(kw_only=True)
@@ -147,14 +149,18 @@ async def thread_list(desk: Desk, session: Session, frame: ClientFrame) -> None:
     threads: list[Thread] = []
     total = 0
     before = None if payload.cursor is None else read_cursor(payload.cursor)
-    if session.scope.user_id != "":  # where threads are private, nobody's threads are nobody's to see
-        threads = await desk.store.threads(ThreadQuery(equal=equal, limit=limit + 1, before=before))
-        total = await desk.store.count_threads(equal)
-    page = threads[:limit]
-    result: dict[str, Any] = {"threads": [thread_out(one, session.dialect) for one in page], "total_count": total}
-    if len(threads) > limit:
-        result["cursor"] = write_cursor(page[-1])
-    session.send("thread.list.result", result)
+    session.hold()  # what is told of a thread while the page is read must come after it: the page may be the older news
+    try:
+        if session.scope.user_id != "":  # where threads are private, nobody's threads are nobody's to see
+            threads = await desk.store.threads(ThreadQuery(equal=equal, limit=limit + 1, before=before))
+            total = await desk.store.count_threads(equal)
+        page = threads[:limit]
+        result: dict[str, Any] = {"threads": [thread_out(one, session.dialect) for one in page], "total_count": total}
+        if len(threads) > limit:
+            result["cursor"] = write_cursor(page[-1])
+        session.send("thread.list.result", result)
+    finally:
+        session.release()
 
 
 async def thread_subscribe(desk: Desk, session: Session, frame: ClientFrame) -> None:
@@ -165,44 +171,15 @@ async def thread_subscribe(desk: Desk, session: Session, frame: ClientFrame) -> 
         raise TooLargeError(f"at most {desk.config.max_subscriptions} subscriptions; unsubscribe from some first")
     desk.broadcast.hold(session, payload.thread_id)
     try:
-        thread = await _send_snapshot(desk, session, payload)
+        thread = await send_snapshot(desk.store, desk.runner, session, payload)
     except BaseException as error:
         if was_live and not isinstance(error, NotFoundError):
+            _begin_without(desk, session, payload.thread_id)
             desk.broadcast.release(session, payload.thread_id, 0)  # no snapshot this time; what was live stays so
         else:
             desk.broadcast.unsubscribe(session, payload.thread_id)
         raise
     desk.broadcast.release(session, thread.id, thread.last_seq)
-
-
-async def _send_snapshot(desk: Desk, session: Session, asked: ThreadSubscribe) -> Thread:
-    """Send a thread as of one instant, a large gap in further frames; the thread as of that instant."""
-    snapshot = await desk.store.snapshot(
-        asked.thread_id, after_event_id=asked.after_event_id, at_least_page=session.dialect == "user"
-    )
-    if snapshot is None:
-        raise NotFoundError("there is no such thread")
-    thread = check_visible(snapshot.thread, session.scope)
-    session.send(
-        "thread.snapshot",
-        {
-            "thread": thread_out(thread, session.dialect),
-            "events": [event_out(event) for event in snapshot.events],
-            "runs": [run_out(run) for run in snapshot.runs],
-            "has_more": snapshot.has_more,
-        },
-    )
-    sent = snapshot.events[-1].seq if snapshot.events else thread.last_seq
-    while sent < thread.last_seq:
-        query = EventQuery(
-            thread_id=thread.id, after_seq=sent, before_seq=thread.last_seq + 1, limit=GAP, oldest_first=True
-        )
-        events = await desk.store.events(query)
-        if not events:
-            break
-        session.send("event.append", {"thread_id": thread.id, "events": [event_out(event) for event in events]})
-        sent = events[-1].seq
-    return thread
 
 
 async def thread_unsubscribe(desk: Desk, session: Session, frame: ClientFrame) -> None:
@@ -234,35 +211,61 @@ async def event_create(desk: Desk, session: Session, frame: ClientFrame) -> None
     assert session.identity is not None
     key = payload.client_event_id
     thread_id = desk.clock.new_id() if payload.thread_id is None else payload.thread_id
+    message = Message(
+        worker_id=session.worker_id,
+        identity=session.identity,
+        content=content,
+        handler=desk.handler,
+        thread_id=thread_id,
+        create=payload.thread_id is None,
+        data=payload.event.data,
+        client_event_id=key,
+        repeat_key=None if key is None else repeat_key("client", session.worker_id, session.identity, key),
+    )
     # Before the message is stored, so that its sender cannot miss it.
     fresh = desk.broadcast.subscribe(session, thread_id)
+    if fresh:
+        _begin_without(desk, session, thread_id)
+
+    def accept(opened: OpenTurn) -> None:
+        if opened.repeated:
+            if fresh and thread_id != opened.thread.id:
+                desk.broadcast.unsubscribe(session, thread_id)
+            if desk.broadcast.is_here(session) and desk.broadcast.subscribe(session, opened.thread.id):
+                _begin_without(desk, session, opened.thread.id)
+            session.send("event.append", {"thread_id": opened.thread.id, "events": [event_out(opened.event)]})
+        session.send("ack", ack(frame.id))
+        if not opened.repeated:
+            desk.runner.start(opened)
+
     try:
-        opened = await desk.runner.open(
-            Message(
-                worker_id=session.worker_id,
-                identity=session.identity,
-                content=content,
-                handler=desk.handler,
-                thread_id=thread_id,
-                create=payload.thread_id is None,
-                data=payload.event.data,
-                client_event_id=key,
-                repeat_key=None if key is None else repeat_key("client", session.worker_id, session.identity, key),
-            )
-        )
-    except BaseException:
+        await desk.runner.open(message, accept)
+    except Exception:
         if fresh:
             desk.broadcast.unsubscribe(session, thread_id)
         raise
-    if opened.repeated:
-        if fresh:
-            desk.broadcast.unsubscribe(session, thread_id)
-        desk.broadcast.subscribe(session, opened.turn.thread.id)
-        first = {"thread_id": opened.turn.thread.id, "events": [event_out(opened.event)]}
-        session.send("event.append", first)
+
+
+def _begin_without(desk: Desk, session: Session, thread_id: str) -> None:
+    """A session goes live without a snapshot: pieces of what is being written just now would lack their beginning."""
+    session.go_without(event.id for event in desk.runner.growing(thread_id))
+
+
+async def run_cancel(desk: Desk, session: Session, frame: ClientFrame) -> None:
+    """Stop a run, or whatever runs and waits in a thread. What has ended already is stopped already."""
+    payload: RunCancel = frame.payload
+    thread_id, run_id = payload.thread_id, payload.run_id
+    if (thread_id is None) == (run_id is None):
+        raise InvalidValueError("payload: expected a run_id or a thread_id, one of the two")
+    if run_id is not None:
+        run = await desk.store.run(run_id)
+        if run is None:
+            raise NotFoundError("there is no such run")
+        check_visible(await desk.store.thread(run.thread_id), session.scope)
     else:
-        desk.runner.start(opened)
+        check_visible(await desk.store.thread(thread_id or ""), session.scope)
     session.send("ack", ack(frame.id))
+    desk.runner.cancel(thread_id=thread_id, run_id=run_id)
 
 
 async def event_list(desk: Desk, session: Session, frame: ClientFrame) -> None:
@@ -399,6 +402,7 @@ ROUTES: dict[str, Callable[[Desk, Session, ClientFrame], Awaitable[None]]] = {
     "thread.delete": thread_delete,
     "event.create": event_create,
     "event.list": event_list,
+    "run.cancel": run_cancel,
     "settings.subscribe": settings_subscribe,
     "settings.unsubscribe": settings_unsubscribe,
     "settings.patch": settings_patch,

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, Literal, Protocol, TypeAlias
+from functools import partial
+from typing import Any
 
-from attrs import Factory, define, field, frozen
+from attrs import evolve
 
 from dooers.access import check_may_own, scope_of
 from dooers.analytics import Collector
@@ -30,91 +30,19 @@ from dooers.config import WorkerConfig
 from dooers.context import WorkerAnalytics, WorkerContext, WorkerIncoming, WorkerMemory, WorkerSettings
 from dooers.exceptions import HandlerError, NotFoundError, ThreadBusyError
 from dooers.lanes import Lanes, Ticket
-from dooers.models import Change, ContentPart, Identity, ThreadEvent
-from dooers.send import WorkerEvent, WorkerSend
+from dooers.models import Change, ThreadEvent
+from dooers.openturn import Message, OpenTurn
+from dooers.send import WorkerSend
+from dooers.steps import Sink, Steps, close_source
 from dooers.stores import Store
-from dooers.turn import Clock, Outcome, Turn, as_event, closing, opening, step
+from dooers.turn import Clock, Outcome, Turn, as_event, closing, opening
 
-__all__ = ["Handler", "Message", "OpenTurn", "Runner", "Sink", "TurnStatus"]
+__all__ = ["Runner", "waited_threads"]
 
 log = logging.getLogger("dooers")
 
-TurnStatus: TypeAlias = Literal["waiting", "running", "succeeded", "failed", "canceled"]
-
 # The threads whose turns wait for what runs here: a turn that waited for one of them would wait for itself.
 waited_threads: ContextVar[frozenset[str]] = ContextVar("dooers_waited_threads", default=frozenset())
-
-
-class Handler(Protocol):
-    """A handler with its plan. `inject.py` makes them; this is all the runner needs of one."""
-
-    @property
-    def name(self) -> str: ...
-
-    def run(self, values: Mapping[str, Any]) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
-        """What the handler yields, inside a context that sets up its dependencies and tears them down."""
-        ...
-
-
-class Sink(Protocol):
-    """Who follows a turn from inside the process: a dispatch stream."""
-
-    async def wanted(self, count: int) -> None:
-        """Return when the caller wants more than `count` events."""
-        ...
-
-    def put(self, event: WorkerEvent) -> None:
-        """An event, stored."""
-        ...
-
-    def end(self, error: HandlerError | None) -> None:
-        """There is no more."""
-        ...
-
-
-@frozen(kw_only=True)
-class Message:
-    """What comes in through either door."""
-
-    worker_id: str
-    identity: Identity
-    content: list[ContentPart]
-    handler: Handler
-    thread_id: str | None = None
-    create: bool = False
-    thread_title: str | None = None
-    data: dict[str, Any] | None = None
-    client_event_id: str | None = None
-    repeat_key: str | None = None
-
-
-@define(eq=False)
-class OpenTurn:
-    """A message that is stored, and its turn, which runs, will run, or (`repeated`) ran before."""
-
-    message: Message
-    turn: Turn
-    event: ThreadEvent
-    created: bool
-    repeated: bool
-    ticket: Ticket
-    status: TurnStatus = "waiting"
-    task: asyncio.Task[HandlerError | None] | None = None
-    canceled: bool = False
-
-    def cancel(self) -> None:
-        """Ask the turn to stop: the handler is cancelled at its await. Also frees the place of a turn that has not begun.
-
-        Asking twice is asking once: a second cancellation would hit the handler's `finally` and its dependencies' teardown.
-        """
-        if self.canceled:
-            return
-        self.canceled = True
-        if self.task is not None:
-            self.task.cancel()
-        else:
-            self.status = "canceled"
-            self.ticket.leave()
 
 
 class Runner:
@@ -138,8 +66,11 @@ class Runner:
         self._lanes = lanes
         self._settings = settings
         self._turns: set[OpenTurn] = set()
+        self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
+        self._opening: set[asyncio.Future[OpenTurn]] = set()
         self._send = WorkerSend()
         self._closing = False
+        self._last_words: set[asyncio.Task[None]] = set()
 
     @property
     def running(self) -> int:
@@ -148,7 +79,12 @@ class Runner:
 
     def is_answering(self, thread_id: str) -> bool:
         """Whether a turn of this thread runs or waits."""
-        return any(opened.turn.thread.id == thread_id for opened in self._turns)
+        return any(opened.thread.id == thread_id for opened in self._turns)
+
+    def growing(self, thread_id: str) -> list[ThreadEvent]:
+        """The messages of a thread that are being streamed, with their text so far."""
+        growing = [opened.steps.growing for opened in self._turns if opened.thread.id == thread_id]
+        return [event for one in growing if one is not None and (event := one.so_far()) is not None]
 
     # ------------------------------------------------------------ storing and telling
 
@@ -169,9 +105,8 @@ class Runner:
         if change.repeated:
             return
         if change.removes:
-            for opened in self._turns:
-                if opened.turn.thread.id == change.thread.id:
-                    opened.cancel()
+            for opened in self.cancel(thread_id=change.thread.id):
+                opened.steps.forget()  # a thread of the same id may be made again: nothing of these turns belongs in it
         try:
             self._broadcast.publish(change)
             self._collector.observe(change)
@@ -181,8 +116,11 @@ class Runner:
 
     # ------------------------------------------------------------ a turn opens
 
-    async def open(self, message: Message) -> OpenTurn:
-        """Store a message and take its place in the thread's queue. What is returned is durable; nothing runs yet.
+    async def open(self, message: Message, accept: Callable[[OpenTurn], None]) -> OpenTurn:
+        """Store a message and take its place in the thread's queue; `accept` decides what becomes of its turn.
+
+        `accept` is called in the very step in which the message is known to be stored, also when whoever waits here was
+        cancelled meanwhile: a message that is in the database does not stay unanswered because a socket went away.
 
         Raises NotFoundError for a thread that is not there or not for this identity, ThreadBusyError for a full queue,
         StoreError when the database does not do it. After each of them nothing is stored.
@@ -205,18 +143,46 @@ class Runner:
         )
         # The place is taken before anything is awaited: turns run in the order in which messages came.
         # With the scope in the key, somebody who may not see a thread cannot stand in its queue either.
-        ticket = self._lanes.join((scope, change.thread.id))
+        key, order = (scope, change.thread.id), message.handler.order or self._config.turn_order
+        busy: ThreadBusyError | None = None
         try:
-            stored = await self.commit(change)
-        except BaseException:
-            ticket.leave()
-            raise
+            ticket = self._lanes.place(key, order)
+        except ThreadBusyError as error:
+            if change.repeat_key is None:
+                raise
+            # A repeat is no new message, so it is not refused. As an append to a thread that is nowhere, only a repeat succeeds.
+            busy, ticket = error, self._lanes.beside(key)
+            change = evolve(change, thread=evolve(change.thread, id=self._clock.new_id()), opens=False)
+        opened: asyncio.Future[OpenTurn] = asyncio.get_running_loop().create_future()
+
+        def stored(future: asyncio.Future[Change]) -> None:
+            try:
+                turn = self._opened(message, future.result(), ticket)
+                if order == "replace" and not turn.repeated:  # not before it is stored: a repeat replaces nothing
+                    self.cancel(thread_id=turn.thread.id, before=turn.event.seq)
+                accept(turn)
+                if turn.task is None and not turn.canceled and not turn.repeated:
+                    self._unrun.add(turn)
+            except BaseException as error:
+                ticket.leave()
+                opened.set_exception(busy if busy is not None and isinstance(error, NotFoundError) else error)
+                opened.exception()  # whoever waited may have gone: then nobody is left to hear of it, which is no error
+            else:
+                opened.set_result(turn)
+
+        self._opening.add(opened)
+        opened.add_done_callback(self._opening.discard)
+        self.submit(change).add_done_callback(stored)
+        return await asyncio.shield(opened)
+
+    def _opened(self, message: Message, stored: Change, ticket: Ticket) -> OpenTurn:
         if stored.repeated:
             ticket.leave()
         event = stored.events[0]
+        turn = Turn(thread=stored.thread, seq=event.seq, assistant_name=self._config.assistant_name)
         return OpenTurn(
             message=message,
-            turn=Turn(thread=stored.thread, seq=event.seq, assistant_name=self._config.assistant_name),
+            steps=Steps(turn, self.submit, self._broadcast, self._clock, self._config.pipeline_depth),
             event=event,
             created=stored.created,
             repeated=stored.repeated,
@@ -225,91 +191,184 @@ class Runner:
 
     def start(self, opened: OpenTurn, sink: Sink | None = None, *, detached: bool = True) -> None:
         """Let the turn run in a task of its own, when its place in the thread's queue comes."""
+        self._unrun.discard(opened)
+        opened.steps.sink = sink
         inherited = frozenset() if detached else waited_threads.get()
-        drain = self._drain(opened, sink, inherited | {opened.turn.thread.id})
+        drain = self._drain(opened, inherited | {opened.thread.id})
         opened.task = asyncio.create_task(drain, name=f"dooers-turn-{opened.event.id}")
+        # Not in the task itself: one that is cancelled before its first step never runs a line of its own.
+        opened.task.add_done_callback(
+            lambda task: self._ended(opened, None if task.cancelled() or task.exception() else task.result())
+        )
         self._turns.add(opened)
 
-        def ended(task: asyncio.Task[HandlerError | None]) -> None:
-            # Not in the task itself: one that is cancelled before its first step never runs a line of its own.
-            if opened.status in ("waiting", "running"):
-                opened.status = "canceled"
-            self._turns.discard(opened)
-            opened.ticket.leave()
-            if sink is not None:
-                sink.end(None if task.cancelled() or task.exception() else task.result())
+    def _ended(self, opened: OpenTurn, error: HandlerError | None) -> None:
+        """The turn is over, or has been given up: free its place and tell who follows. Twice is no harm."""
+        if opened.watch is not None:
+            opened.watch.cancel()
+        if opened.status in ("waiting", "running"):
+            opened.status = "canceled"
+        self._turns.discard(opened)
+        self._unrun.discard(opened)
+        opened.ticket.leave()
+        sink, opened.steps.sink = opened.steps.sink, None
+        if sink is not None:
+            sink.end(error)
+        if not opened.over.done():
+            opened.over.set_result(None)
 
-        opened.task.add_done_callback(ended)
+    # ------------------------------------------------------------ a turn is stopped
+
+    def cancel(
+        self, *, thread_id: str | None = None, run_id: str | None = None, before: int | None = None
+    ) -> list[OpenTurn]:
+        """Stop the turns of a thread, waiting ones too (of messages `before` a number), or the turn of a run; which they were."""
+        found = [
+            opened
+            for opened in self._turns | self._unrun
+            if (opened.thread.id == thread_id and (before is None or opened.event.seq < before))
+            or (run_id is not None and opened.steps.turn.run is not None and opened.steps.turn.run.id == run_id)
+        ]
+        for opened in found:
+            self.stop(opened)
+        return found
+
+    async def ended(self, *turns: OpenTurn) -> None:
+        """Return when turns that were stopped are over, or have been given up."""
+        if turns:
+            await asyncio.wait([opened.over for opened in turns], timeout=2 * self._config.teardown_timeout + 3)
+
+    def stop(self, opened: OpenTurn, *, expired: bool = False) -> None:
+        """Cancel the handler at its await, and see to it that the turn ends. Also frees the place of a turn that nobody runs.
+
+        Stopping twice is stopping once: a second cancellation would hit the handler's `finally` and its teardown. So would the
+        first, where the handler has ended: then the teardown is only watched, and the turn keeps the outcome it has.
+        """
+        if opened.canceled or opened.expired or opened.closing:
+            return
+        if opened.task is None:
+            opened.canceled = True
+            self._ended(opened, None)
+            return
+        if not opened.leaving:
+            opened.canceled, opened.expired = not expired, expired
+            opened.task.cancel()
+        # Long enough for the handler's `finally` and its dependencies' teardown, each of which is bounded by itself.
+        again = 2 * self._config.teardown_timeout + 1
+        if opened.watch is None:
+            opened.watch = asyncio.get_running_loop().call_later(again, self._insist, opened)
+
+    def _insist(self, opened: OpenTurn) -> None:
+        """A handler that has swallowed its cancellation gets another, and is then left to itself: the turn ends without it."""
+        if opened.task is not None and not opened.closing and not opened.task.done():
+            opened.task.cancel()
+            log.error("handler %s does not stop; its turn ends without it", opened.message.handler.name)
+            giving_up = asyncio.create_task(self._give_up(opened, opened.task), name="dooers-give-up")
+            self._last_words.add(giving_up)
+            giving_up.add_done_callback(self._last_words.discard)
+
+    async def _give_up(self, opened: OpenTurn, task: asyncio.Task[HandlerError | None]) -> None:
+        await asyncio.wait([task], timeout=1)
+        if task.done() or opened.closing:
+            return
+        opened.closing = True
+        opened.steps.seal()
+        self._ended(opened, await self._conclude(opened, TimeoutError("the handler does not stop")))
 
     # ------------------------------------------------------------ a turn runs
 
-    async def _drain(self, opened: OpenTurn, sink: Sink | None, waiting: frozenset[str]) -> HandlerError | None:
+    async def _drain(self, opened: OpenTurn, waiting: frozenset[str]) -> HandlerError | None:
         """The turn's task, from its place in the queue to its clean end; what it failed with, for who follows it."""
         waited_threads.set(waiting)
-        steps = _Steps(opened.turn, self.submit, sink, self._config.pipeline_depth)
         error: BaseException | None = None
+        timer: asyncio.TimerHandle | None = None
         try:
             await opened.ticket.wait()
             opened.status = "running"
-            await self._perform(opened, steps, sink)
+            seconds = opened.message.handler.timeout or self._config.handler_timeout
+            if seconds is not None:
+                timer = asyncio.get_running_loop().call_later(seconds, partial(self.stop, opened, expired=True))
+            await self._perform(opened)
         except asyncio.CancelledError as raised:
-            # Asked for by `OpenTurn.cancel` or by a loop that ends; else the handler awaited something that was cancelled.
+            # Asked for by `stop` or by a loop that ends; else the handler awaited something that was cancelled.
             task = asyncio.current_task()
-            opened.canceled = opened.canceled or (task is not None and task.cancelling() > 0)
+            opened.canceled = opened.canceled or (not opened.expired and task is not None and task.cancelling() > 0)
             error = raised
         except BaseException as raised:
             error = raised
-        outcome: Outcome = "canceled" if opened.canceled else "succeeded" if error is None else "failed"
-        await self._close(opened, steps, outcome, error)
-        opened.status = outcome
+        if timer is not None:
+            timer.cancel()
         if isinstance(error, KeyboardInterrupt | SystemExit):
+            await self._conclude(opened, error)
             raise error
+        if opened.closing:
+            return None  # it was given up meanwhile
+        opened.closing = True  # from here on there is nothing left to stop, only an end to be stored
+        return await self._conclude(opened, TimeoutError("the handler took too long") if opened.expired else error)
+
+    async def _conclude(self, opened: OpenTurn, error: BaseException | None) -> HandlerError | None:
+        """Store the end of a turn; what it failed with, for who follows it."""
+        # A thread that is deleted takes its turns along, also one whose handler had ended when it was.
+        canceled = opened.canceled or opened.steps.gone
+        outcome: Outcome = "canceled" if canceled else "succeeded" if error is None else "failed"
+        await self._close(opened, outcome, error)
+        opened.status = outcome
         return HandlerError(f"the handler failed: {error!r}", error) if error and outcome == "failed" else None
 
-    async def _perform(self, opened: OpenTurn, steps: _Steps, sink: Sink | None) -> None:
+    async def _perform(self, opened: OpenTurn) -> None:
         """Drive the handler: one event, one step, on to the next."""
+        steps = opened.steps
         async with opened.message.handler.run(self._values(opened, steps)) as yielded:
-            while True:
-                if sink is not None:
-                    await sink.wanted(steps.taken)
-                try:
-                    value = await anext(yielded)
-                except StopAsyncIteration:
-                    break
-                if opened.canceled:
-                    # A handler that caught its cancellation and went on: what it yields now is too late.
-                    return
-                await steps.take(as_event(value, self._send.text), self._clock)
+            try:
+                while True:
+                    if steps.sink is not None:
+                        await steps.sink.wanted(steps.taken)
+                    try:
+                        value = await anext(yielded)
+                    except StopAsyncIteration:
+                        break
+                    event = as_event(value, self._send.text)
+                    if opened.canceled or opened.expired:
+                        # A handler that caught its cancellation and went on: what it yields now is too late.
+                        await close_source(event.data.get("source"))
+                        return
+                    await steps.take(event)
+            finally:
+                opened.leaving = True
         await steps.settle()
 
-    async def _close(self, opened: OpenTurn, steps: _Steps, outcome: Outcome, error: BaseException | None) -> None:
+    async def _close(self, opened: OpenTurn, outcome: Outcome, error: BaseException | None) -> None:
         """Leave a clean thread, whatever happened, and survive it if even that cannot be stored."""
+        steps = opened.steps
         notice = None
         if outcome == "failed":
             error_id = self._clock.new_id()
-            notice = f"Something went wrong. If it happens again, mention this number: {error_id}"
+            what = "This took too long." if opened.expired else "Something went wrong."
+            notice = f"{what} If it happens again, mention this number: {error_id}"
             log.error(
                 "handler %s failed in thread %s (error %s)",
                 opened.message.handler.name,
-                opened.turn.thread.id,
+                opened.thread.id,
                 error_id,
                 exc_info=error,
             )
         try:
-            await steps.finish()
-            change = closing(steps.turn, outcome, self._clock, notice=notice)
-            if change is not None:
+            with suppress(asyncio.CancelledError):  # of a loop that ends: the run must be closed all the same
+                await steps.finish()
+            begun = opened.status != "waiting"
+            change = closing(steps.turn, outcome, self._clock, notice=notice, begun=begun)
+            if change is not None and not steps.gone:
                 await self.commit(change)
         except NotFoundError:
-            log.info("thread %s was deleted while a turn ran in it", opened.turn.thread.id)
+            log.info("thread %s was deleted while a turn ran in it", opened.thread.id)
         except asyncio.CancelledError:
-            log.warning("the turn in thread %s was cancelled again while it was being closed", opened.turn.thread.id)
+            log.warning("the turn in thread %s was cancelled again while it was being closed", opened.thread.id)
         except Exception as unclosed:  # the last line of defence: the queue must move on
-            log.error("the end of a turn in thread %s could not be stored: %r", opened.turn.thread.id, unclosed)
+            log.error("the end of a turn in thread %s could not be stored: %r", opened.thread.id, unclosed)
 
-    def _values(self, opened: OpenTurn, steps: _Steps) -> dict[str, Any]:
+    def _values(self, opened: OpenTurn, steps: Steps) -> dict[str, Any]:
         """What this turn gives to whoever asks for it by name."""
-        message, thread = opened.message, opened.turn.thread
+        message, thread = opened.message, opened.thread
         context = WorkerContext(
             thread_id=thread.id,
             event_id=opened.event.id,
@@ -321,7 +380,7 @@ class Runner:
         return {
             "incoming": WorkerIncoming(opened.event.content, context),
             "send": self._send,
-            "memory": WorkerMemory(self._store, thread.id, turn_seq=opened.turn.seq, settle=steps.settle),
+            "memory": WorkerMemory(self._store, thread.id, turn_seq=opened.event.seq, settle=steps.settle),
             "analytics": WorkerAnalytics(
                 self._collector,
                 self._clock,
@@ -339,81 +398,16 @@ class Runner:
     async def close(self, grace: float) -> None:
         """Let turns finish for `grace` seconds, then cancel the rest and wait until each has closed its run."""
         self._closing = True
-        tasks = {opened.task for opened in self._turns if opened.task is not None}
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=grace)
-        for opened in list(self._turns):
-            opened.cancel()
+        if self._opening:  # messages on their way to the disk: their turns come yet
+            await asyncio.wait(self._opening, timeout=max(grace, self._config.teardown_timeout))
+        late = [opened.over for opened in self._turns]
         if late:
-            _, stuck = await asyncio.wait(late, timeout=self._config.teardown_timeout)
-            if stuck:
-                log.error(
-                    "%d turns did not end within %s s and are abandoned", len(stuck), self._config.teardown_timeout
-                )
-
-
-@define(eq=False)
-class _Steps:
-    """The Changes of one turn on their way to the disk, in order: at most `depth` of them, each event told when it is stored."""
-
-    turn: Turn
-    _submit: Callable[[Change], asyncio.Future[Change]]
-    _sink: Sink | None
-    _depth: int
-    taken: int = 0
-    _flight: deque[tuple[WorkerEvent, asyncio.Future[Change] | None]] = field(init=False, default=Factory(deque))
-    _failure: BaseException | None = field(init=False, default=None)
-    _moved: asyncio.Event = field(init=False, default=Factory(asyncio.Event))
-
-    async def take(self, event: WorkerEvent, clock: Clock) -> None:
-        """Send one yielded event on its way. Waits only while too many are; raises what an earlier one failed with."""
-        while len(self._flight) >= self._depth and self._failure is None:
-            await self._move()
-        if self._failure is not None:
-            raise self._failure
-        self.turn, change = step(self.turn, event, clock)
-        self.taken += 1
-        future = None if change is None else self._submit(change)
-        self._flight.append((event, future))
-        if future is None:
-            self._land()
-        else:
-            future.add_done_callback(self._land)
-
-    async def settle(self) -> None:
-        """Return when everything taken so far is stored; raise what failed."""
-        await self.finish()
-        if self._failure is not None:
-            raise self._failure
-
-    async def finish(self) -> None:
-        """Return when nothing is on its way any more, whatever became of it."""
-        while self._flight:
-            await self._move()
-
-    async def _move(self) -> None:
-        self._moved.clear()
-        await self._moved.wait()
-
-    def _land(self, _: object = None) -> None:
-        while self._flight and ((future := self._flight[0][1]) is None or future.done()):
-            event, _future = self._flight.popleft()
-            stored = None
-            if future is not None:
-                if future.cancelled() or future.exception() is not None:
-                    self._failure = self._failure or (None if future.cancelled() else future.exception())
-                    continue
-                stored = future.result()
-            if self._sink is not None and self._failure is None:
-                self._sink.put(_told(event, stored))
-        self._moved.set()
-
-
-def _told(event: WorkerEvent, stored: Change | None) -> WorkerEvent:
-    if stored is None or not stored.events:
-        return event
-    entry = stored.events[0]
-    # Ids that a tool event was given on its way are the caller's to know.
-    data = entry.data if event.send_type.startswith("tool_") and entry.data is not None else event.data
-    return WorkerEvent(event.send_type, {**event.data, **data}, event=entry)
+            await asyncio.wait(late, timeout=grace)
+        stopped = list(self._turns | self._unrun)
+        for opened in stopped:
+            self.stop(opened)
+        await self.ended(*stopped)
+        if self._turns:
+            log.error("%d handlers did not stop in time and are left to themselves", len(self._turns))
+        if self._last_words:
+            await asyncio.wait(self._last_words, timeout=self._config.teardown_timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable
 from typing import Any, Literal, TypeAlias, get_args
 
 from attrs import field, frozen
@@ -22,6 +23,8 @@ SendType: TypeAlias = Literal[
     "update_thread",
     "run_start",
     "run_end",
+    "stream",
+    "delta",
 ]
 
 _ENDS = ("succeeded", "failed", "canceled")
@@ -58,6 +61,19 @@ class WorkerSend:
     def text(self, text: str, author: str | None = None) -> WorkerEvent:
         """A message of text. `author` replaces the worker's `assistant_name` on this message."""
         return WorkerEvent("text", {"text": _text("text(text)", text), "author": _maybe_text("text(author)", author)})
+
+    def stream(self, source: AsyncIterable[str | None], author: str | None = None) -> WorkerEvent:
+        """A message that is written while people watch: an async iterator of pieces of text.
+
+        It is read while the handler waits at this `yield`, shown live, and stored once, when it ends; cut off by a stop or an
+        error, what there is of it is kept. The iterator is closed in any case. A dispatch caller gets it as one "text".
+        """
+        if not hasattr(source, "__aiter__"):
+            hint = "; for a list use send.text" if isinstance(source, list | tuple | str) else ""
+            raise InvalidValueError(
+                f"send.stream(source): expected an async iterator of texts, got {quoted(source)}{hint}"
+            )
+        return WorkerEvent("stream", {"source": source, "author": _maybe_text("stream(author)", author)})
 
     def image(
         self, url: str, mime_type: str | None = None, alt: str | None = None, author: str | None = None

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from starlette.types import ASGIApp
 
 from dooers.asgi import make_app
-from dooers.codec import clean, parts, plain
-from dooers.config import WorkerConfig
+from dooers.config import TurnOrder, WorkerConfig
 from dooers.container import Worker, override, renew, turn_values
 from dooers.context import WorkerAnalytics, WorkerMemory, WorkerSettings
-from dooers.dispatch import DispatchStream
+from dooers.dispatch import DispatchStream, identity_of, message_of
 from dooers.exceptions import (
     ConfigError,
     DispatchError,
@@ -27,13 +26,12 @@ from dooers.exceptions import (
     StoreError,
 )
 from dooers.inject import Compiler, InjectedHandler, KeptValues, Lifetime
-from dooers.models import ContentPart, Identity, TextPart, text_of
+from dooers.models import ContentPart
+from dooers.openturn import Message, OpenTurn
 from dooers.repository import Repository
 from dooers.routing import Authenticate, Desk
-from dooers.runner import Message
 from dooers.session import GOING_AWAY, TRY_AGAIN, Session, WebSocketLike
 from dooers.settings import typed_settings
-from dooers.turn import repeat_key
 
 __all__ = ["WorkerServer"]
 
@@ -72,30 +70,36 @@ class WorkerServer:
     @overload
     def handler(self, function: F, /) -> F: ...
     @overload
-    def handler(self, name: str | None = None, /) -> Callable[[F], F]: ...
-    def handler(self, function: Any = None, /) -> Any:
+    def handler(
+        self, name: str | None = None, /, *, order: TurnOrder | None = None, timeout: float | None = None
+    ) -> Callable[[F], F]: ...
+    def handler(self, function: Any = None, /, *, order: TurnOrder | None = None, timeout: float | None = None) -> Any:
         """Register the default handler, or with `@worker.handler("name")` one of that name. The function stays as it is.
 
         It asks for any of `incoming, send, memory, analytics, settings, identity, repository` and for what `@worker.provide`
-        registered, by name or by annotated type. SignatureError if it asks for something else.
+        registered, by name or by annotated type. SignatureError if it asks for something else. `order` ("queue", "parallel",
+        "reject", "replace") and `timeout` (seconds) go before `turn_order` and `handler_timeout` of the config.
         """
         if callable(function):
-            self._register(None, function)
+            self._register(None, function, order, timeout)
             return function
         if function is not None and not isinstance(function, str):
             raise SignatureError(f"@worker.handler: expected a function or a name, got {function!r}")
 
         def decorate(decorated: F) -> F:
-            self._register(function, decorated)
+            self._register(function, decorated, order, timeout)
             return decorated
 
         return decorate
 
-    def _register(self, name: str | None, function: Any) -> None:
+    def _register(self, name: str | None, function: Any, order: TurnOrder | None, timeout: float | None) -> None:
         if name in self._handlers:
             which = "a default handler" if name is None else f"a handler named {name!r}"
             raise SignatureError(f"this worker has {which} already: {self._handlers[name].name}")
-        self._handlers[name] = self._compiler.handler(function)
+        self._handlers[name] = self._compiler.handler(function, order, timeout)
+        # The same function passed to `handle` or `dispatch` keeps its options.
+        with suppress(TypeError):
+            self._compiled[function] = self._handlers[name]
 
     @overload
     def provide(self, function: F, /) -> F: ...
@@ -319,35 +323,53 @@ class WorkerServer:
         Raises DispatchError for whatever fails before the handler runs.
         """
         try:
-            identity = Identity(
-                organization_id=_text("organization_id", organization_id),
-                workspace_id=_text("workspace_id", workspace_id),
-                user_id=_text("user_id", user_id),
-                user_name=_text("user_name", user_name or ""),
-                user_email=_text("user_email", user_email or ""),
-                user_role=_text("user_role", user_role or ""),
-            )
-            worker = self.config.worker_id if worker_id is None else _text("worker_id", worker_id)
-            incoming = Message(
-                worker_id=worker,
-                identity=identity,
-                content=_content(message, content),
-                handler=self._compile(handler),
-                thread_id=None if thread_id is None else _id("thread_id", thread_id),
-                create=True,
-                thread_title=None if thread_title is None else clean(_text("thread_title", thread_title)),
-                data=None if data is None else plain(data, "data"),
-                repeat_key=None
-                if idempotency_key is None
-                else repeat_key("dispatch", worker, identity, _id("idempotency_key", idempotency_key)),
+            incoming = message_of(
+                self._compile(handler),
+                self.config.worker_id if worker_id is None else worker_id,
+                identity_of(organization_id, workspace_id, user_id, user_name, user_email, user_role),
+                message,
+                content,
+                thread_id=thread_id,
+                thread_title=thread_title,
+                data=data,
+                idempotency_key=idempotency_key,
             )
             await self.ensure_initialized()
-            opened = await self._parts.runner().open(incoming)
+            opened = await self._open(incoming)
         except DooersError as error:
             raise DispatchError(f"dispatch: {error}", code=error.code) from error
         except Exception as error:
             raise DispatchError(f"dispatch: {error!r}") from error
         return DispatchStream(self._parts.runner(), self._parts.store(), opened)
+
+    async def _open(self, incoming: Message) -> OpenTurn:
+        """Store a message whose turn waits for somebody to run it; nobody will, where the caller was cancelled meanwhile."""
+        runner = self._parts.runner()
+        gone = False
+
+        def accept(opened: OpenTurn) -> None:
+            if gone and not opened.repeated:
+                runner.stop(opened)
+
+        try:
+            return await runner.open(incoming, accept)
+        except asyncio.CancelledError:
+            gone = True
+            raise
+
+    async def cancel(self, *, thread_id: str | None = None, run_id: str | None = None) -> int:
+        """Stop whatever runs and waits in a thread, or the turn of a run; how many turns that were.
+
+        Each handler is cancelled at its await, what it has written is kept, its run becomes `canceled`. Returns when the turns
+        have ended. InvalidValueError unless exactly one of the two is given.
+        """
+        if (thread_id is None) == (run_id is None):
+            raise InvalidValueError("cancel: expected a thread_id or a run_id, one of the two")
+        runner = self._parts.runner()
+        stopped = runner.cancel(thread_id=thread_id, run_id=run_id)
+        if asyncio.current_task() not in [opened.task for opened in stopped]:
+            await runner.ended(*stopped)
+        return len(stopped)
 
     def _compile(self, handler: Callable[..., Any] | str | None) -> InjectedHandler:
         if handler is None or isinstance(handler, str):
@@ -403,24 +425,3 @@ class WorkerServer:
         """Direct access to threads, events, runs and settings."""
         await self.ensure_initialized()
         return self._parts.repository()
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidValueError(f"{name}: expected a text, got {value!r}")
-    return clean(value)
-
-
-def _id(name: str, value: Any) -> str:
-    if not _text(name, value):
-        raise InvalidValueError(f"{name}: expected a text that is not empty, or None")
-    return clean(value)
-
-
-def _content(message: Any, content: Iterable[Any] | None) -> list[ContentPart]:
-    """The parts of a message: those given, with the text before them if they have none of their own."""
-    text = _text("message", message)
-    if content is None:
-        return [TextPart(text)]
-    given = parts(content)
-    return [TextPart(text), *given] if text and not text_of(given) else given

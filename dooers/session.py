@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from attrs import field, frozen
 
 from dooers.access import scope_of
-from dooers.broadcast import Broadcast
+from dooers.broadcast import Broadcast, Growth
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, ProtocolError
 from dooers.models import Identity, Scope
@@ -35,6 +35,8 @@ Message: TypeAlias = Any
 SLOW = TRY_AGAIN = 1013
 WHO_ARE_YOU, NOT_YOU, NO_CONNECT, GOING_AWAY = 4401, 4403, 4408, 1012
 CLOSE_WAIT = 5.0
+# Messages whose rest a slow reader does without, at most; streams of long ago are forgotten.
+WITHOUT = 1000
 
 
 class WebSocketLike(Protocol):
@@ -93,6 +95,7 @@ class Session:
         self._outbox: deque[str] = deque()
         self._bytes = 0
         self._held: list[str] | None = None
+        self._without: dict[str, None] = {}  # a set in the order of arrival
         self._wake = asyncio.Event()
         self._close_code: int | None = None
         self._tasks: TaskGroup | None = None
@@ -119,6 +122,37 @@ class Session:
             self._held.append(text)
             return
         self._enqueue(text)
+
+    @property
+    def grows(self) -> Growth:
+        """How this session sees a message that is being written."""
+        if "deltas" in self.capabilities:
+            return "deltas"
+        return "growing" if self.dialect == "agents" else "done"
+
+    def put_delta(self, text: str, event_id: str) -> None:
+        """Queue a piece of a message, unless the reader is behind: then it does without, and gets the whole at the end.
+
+        One that has missed a piece gets no later one of the same message either; `event_id` is empty for what needs no earlier.
+        """
+        frames, size = len(self._outbox) * 2, (self._bytes + len(text)) * 2
+        behind = frames >= self._config.outbox_frames or (frames > 0 and size > self._config.outbox_bytes)
+        if behind and event_id:
+            self.go_without([event_id])
+        if not behind and event_id not in self._without:
+            self.put(text)
+
+    def go_without(self, event_ids: Iterable[str]) -> None:
+        """Messages that are being written, and of which this session lacks a part: it gets them whole, when they are done."""
+        for event_id in event_ids:
+            self._without[event_id] = None
+        while len(self._without) > WITHOUT:
+            del self._without[next(iter(self._without))]
+
+    def go_on_with(self, event_ids: Iterable[str]) -> None:
+        """Messages that are being written, and that this session has up to now: it gets their pieces from here on."""
+        for event_id in event_ids:
+            self._without.pop(event_id, None)
 
     def send(self, frame_type: str, payload: dict[str, Any], frame_id: str | None = None) -> None:
         """Queue a frame for this session alone, ahead of whatever is held back."""

@@ -31,7 +31,19 @@ from dooers.models import (
 )
 from dooers.send import WorkerEvent
 
-__all__ = ["STEPS", "Clock", "Outcome", "Turn", "as_event", "closing", "opening", "repeat_key", "step"]
+__all__ = [
+    "STEPS",
+    "Clock",
+    "Outcome",
+    "Turn",
+    "as_event",
+    "closing",
+    "grown",
+    "opening",
+    "repeat_key",
+    "sprout",
+    "step",
+]
 
 Outcome: TypeAlias = Literal["succeeded", "failed", "canceled"]
 
@@ -50,12 +62,14 @@ class Clock(Protocol):
 
 @frozen
 class Turn:
-    """One message and everything the handler answers to it. `seq` is that message's number in its thread; `run` the open run."""
+    """One message and everything the handler answers to it. `seq` is that message's number in its thread; `run` the open run,
+    `ran` whether there was one."""
 
     thread: Thread
     seq: int
     assistant_name: str
     run: Run | None = None
+    ran: bool = False
 
 
 def opening(
@@ -110,14 +124,17 @@ def step(turn: Turn, event: WorkerEvent, clock: Clock) -> tuple[Turn, Change | N
     return STEPS[event.send_type](turn, event.data, clock)
 
 
-def closing(turn: Turn, outcome: Outcome, clock: Clock, *, notice: str | None = None) -> Change | None:
+def closing(
+    turn: Turn, outcome: Outcome, clock: Clock, *, notice: str | None = None, begun: bool = True
+) -> Change | None:
     """What it takes to leave a clean thread: the open run ended, and with a `notice` the safe text of a failure.
 
-    A turn that fails without a run gets one that failed, so that clients learn of it in one way only.
+    A turn that fails, or had `begun` and is cancelled, before it has a run gets one that ended so: clients learn of it in one
+    way only.
     """
     now = clock.now()
     run = turn.run
-    if run is None and outcome == "failed":
+    if run is None and (outcome == "failed" or (outcome == "canceled" and begun and not turn.ran)):
         run = Run(id=clock.new_id(), thread_id=turn.thread.id, started_at=now)
     if run is None:
         return None
@@ -137,6 +154,30 @@ def closing(turn: Turn, outcome: Outcome, clock: Clock, *, notice: str | None = 
         turn_seq=turn.seq,
     )
     return Change(thread=turn.thread, runs=(run,), events=(told,))
+
+
+# ---------------------------------------------------------------- a message that is streamed
+
+
+def sprout(turn: Turn, author: str | None, clock: Clock) -> ThreadEvent:
+    """A message of which nothing is written yet."""
+    return ThreadEvent(
+        id=clock.new_id(),
+        thread_id=turn.thread.id,
+        type="message",
+        actor="assistant",
+        author=turn.assistant_name if author is None else author,
+        created_at=clock.now(),
+        run_id=turn.run.id if turn.run is not None else None,
+        turn_seq=turn.seq,
+        streaming=True,
+    )
+
+
+def grown(turn: Turn, event: ThreadEvent, text: str, *, incomplete: bool) -> Change:
+    """The Change that stores it: once, when it is done, or with what there is of it when it was cut off."""
+    whole = evolve(event, content=[TextPart(text)], streaming=False, data={"incomplete": True} if incomplete else None)
+    return Change(thread=turn.thread, events=(whole,))
 
 
 # ---------------------------------------------------------------- one function an event kind
@@ -187,7 +228,7 @@ def _run_start(turn: Turn, data: Mapping[str, Any], clock: Clock) -> tuple[Turn,
     now = clock.now()
     begun = Run(id=clock.new_id(), thread_id=turn.thread.id, agent_id=data["agent_id"], started_at=now)
     ended = (evolve(turn.run, status="succeeded", ended_at=now),) if turn.run is not None else ()
-    return evolve(turn, run=begun), Change(thread=turn.thread, runs=(*ended, begun))
+    return evolve(turn, run=begun, ran=True), Change(thread=turn.thread, runs=(*ended, begun))
 
 
 def _run_end(turn: Turn, data: Mapping[str, Any], clock: Clock) -> tuple[Turn, Change | None]:

@@ -11,7 +11,7 @@ import pytest
 from attrs import Factory, define, evolve
 
 import dooers.protocol
-from dooers.broadcast import Broadcast
+from dooers.broadcast import Broadcast, Growth
 from dooers.codec import loads
 from dooers.models import Change, Run, Scope, TextPart, Thread, ThreadEvent, User
 from dooers.protocol import Dialect
@@ -58,9 +58,15 @@ class Session:
     scope: Scope = PLACE
     dialect: Dialect = "flat"
     texts: list[str] = Factory(list)
+    grows: Growth = "done"
+    pieces_of: list[str] = Factory(list)
 
     def put(self, text: str) -> None:
         self.texts.append(text)
+
+    def put_delta(self, text: str, event_id: str) -> None:
+        self.pieces_of.append(event_id)
+        self.put(text)
 
     @property
     def frames(self) -> list[dict[str, Any]]:
@@ -81,8 +87,8 @@ def broadcast() -> Broadcast:
     return Broadcast(Counting())
 
 
-def joined(broadcast: Broadcast, scope: Scope = PLACE, dialect: Dialect = "flat") -> Session:
-    session = Session(scope, dialect)
+def joined(broadcast: Broadcast, scope: Scope = PLACE, dialect: Dialect = "flat", grows: Growth = "done") -> Session:
+    session = Session(scope, dialect, grows=grows)
     broadcast.join(session)
     return session
 
@@ -342,6 +348,87 @@ def test_a_session_that_never_joined_cannot_subscribe_and_leaves_nothing(broadca
     broadcast.unsubscribe(session, "thread-1")
     broadcast.leave(session)
     assert broadcast._threads == {}
+
+
+# ---------------------------------------------------------------- a message that is being written
+
+SPROUT = evolve(an_event(0), actor="assistant", streaming=True, content=[])
+
+
+def so_far(text: str = "He") -> ThreadEvent:
+    return evolve(SPROUT, content=[TextPart(text)])
+
+
+def test_pieces_go_only_to_subscribers_that_asked_for_pieces(broadcast: Broadcast) -> None:
+    kinds: tuple[Growth, ...] = ("deltas", "growing", "done")
+    deltas, growing, done = (joined(broadcast, grows=kind) for kind in kinds)
+    joined(broadcast, grows="deltas")  # not subscribed
+    for session in (deltas, growing, done):
+        broadcast.subscribe(session, "thread-1")
+    broadcast.tell_delta(THREAD, SPROUT, "He")
+    broadcast.tell_growing(THREAD, so_far)
+    (piece,) = deltas.frames
+    assert (piece["type"], piece["payload"]) == (
+        "event.delta",
+        {"thread_id": "thread-1", "event_id": SPROUT.id, "text": "He"},
+    )
+    (whole,) = growing.frames
+    assert whole["type"] == "event.append"
+    (event,) = whole["payload"]["events"]
+    assert (event["id"], event["content"], event["streaming"], event["finalized"]) == (
+        SPROUT.id,
+        [{"type": "text", "text": "He"}],
+        True,
+        False,
+    )
+    assert "seq" not in event
+    assert (deltas.pieces_of, growing.pieces_of, done.texts) == ([SPROUT.id], [""], [])
+    assert sum(len(session.texts) for session in broadcast._subscribed if isinstance(session, Session)) == 2
+
+
+def test_a_piece_names_the_run_it_belongs_to(broadcast: Broadcast) -> None:
+    session = joined(broadcast, grows="deltas")
+    broadcast.subscribe(session, "thread-1")
+    broadcast.tell_delta(THREAD, evolve(SPROUT, run_id="run-1"), "He")
+    assert session.frames[0]["payload"]["run_id"] == "run-1"
+
+
+def test_a_message_of_which_nothing_was_told_yet_is_no_frame(broadcast: Broadcast) -> None:
+    session = joined(broadcast, grows="growing")
+    broadcast.subscribe(session, "thread-1")
+    broadcast.tell_growing(THREAD, lambda: None)
+    assert session.texts == []
+
+
+def test_a_growing_message_is_not_even_made_where_nobody_watches_it(broadcast: Broadcast) -> None:
+    def never() -> ThreadEvent:
+        raise AssertionError("made for nobody")
+
+    broadcast.subscribe(joined(broadcast, grows="deltas"), "thread-1")
+    broadcast.tell_growing(THREAD, never)
+
+
+@pytest.mark.parametrize("grows", ["deltas", "growing"])
+def test_who_waits_for_a_snapshot_gets_no_pieces_until_it_has_it(broadcast: Broadcast, grows: Growth) -> None:
+    session = joined(broadcast, grows=grows)
+    broadcast.hold(session, "thread-1")
+    broadcast.tell_delta(THREAD, SPROUT, "He")
+    broadcast.tell_growing(THREAD, so_far)
+    broadcast.release(session, "thread-1", 0)
+    assert session.texts == []
+    broadcast.tell_delta(THREAD, SPROUT, "llo")
+    broadcast.tell_growing(THREAD, so_far)
+    assert len(session.texts) == 1
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_whoever_may_not_see_a_thread_gets_no_pieces_of_it(broadcast: Broadcast, where: str) -> None:
+    for grows in ("deltas", "growing"):
+        stranger = joined(broadcast, ELSEWHERE[where], grows=grows)
+        broadcast.subscribe(stranger, "thread-1")
+        broadcast.tell_delta(THREAD, SPROUT, "He")
+        broadcast.tell_growing(THREAD, so_far)
+        assert stranger.texts == []
 
 
 # ---------------------------------------------------------------- settings and analytics

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -37,9 +39,21 @@ async def agent(incoming, send):
         yield send.tool_call("rm\\x1b[2J", {"path": "\\x9b31m/"}, id="1")
         yield send.tool_result("rm", "\\x1b[5n", id="1")
         yield send.text("red \\x1b[31m &#27;[31m \\x9b31m [b]not markup[/b] \\x07\\r\\b|tab\\t|\\nnext [link](http://example.org/a)")
+    elif incoming.message == "stubborn":
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(3)
+    elif incoming.message in ("count", "endless"):
+        yield send.stream(words(5 if incoming.message == "count" else 1000))
     else:
         yield send.text(f"**{incoming.message}** to you")
     yield send.run_end()
+
+async def words(how_many):
+    for number in range(how_many):
+        yield f"n{number} "
+        await asyncio.sleep(0.1)
 
 class Shape:
     pass
@@ -260,6 +274,113 @@ def test_a_thread_is_opened_by_its_id_with_its_history(served: Served) -> None:
     assert "remember this to you" in done.stdout
 
 
+def test_piped_a_streamed_answer_is_written_once_and_whole(served: Served) -> None:
+    said = chat(served, "count")
+    assert said.count("n0") == said.count("n0 n1 n2 n3 n4") == 1
+
+
+def test_stop_is_a_command_too(served: Served) -> None:
+    said = chat(served, "/stop", "hello", "/stop", "still there")
+    assert said.index("nothing to stop") < said.index("stopped; what was written stays")
+    assert "still there to you" in said
+
+
+class Terminal:
+    """`dooers chat` with a terminal of its own in front of it."""
+
+    def __init__(self, served: Served) -> None:
+        self._ours, theirs = pty.openpty()
+        env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+        command = [*DOOERS, "chat", served.ws, "--user", "ana"]
+        # A session of its own, so that no Ctrl-C of this test run reaches it.
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True
+        )
+        os.close(theirs)
+        self.said = ""
+
+    def until(self, text: str) -> None:
+        """Read on until this is on the screen; what is left to read begins behind it."""
+        end = time.monotonic() + WITHIN
+        while text not in self.said:
+            assert time.monotonic() < end, (text, self.said)
+            if select.select([self._ours], [], [], 0.1)[0]:
+                self.said += os.read(self._ours, 65536).decode(errors="replace")
+        self.said = self.said.partition(text)[2]
+
+    def type(self, line: str) -> None:
+        os.write(self._ours, f"{line}\n".encode())
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(WITHIN)
+        os.close(self._ours)
+
+
+@pytest.fixture
+def terminal(served: Served) -> Iterator[Terminal]:
+    opened = Terminal(served)
+    try:
+        opened.until("you > ")
+        yield opened
+    finally:
+        opened.close()
+
+
+def test_on_a_terminal_an_answer_is_seen_while_it_is_written(terminal: Terminal) -> None:
+    terminal.type("count")
+    terminal.until("n1")
+    assert "n4" not in terminal.said
+    terminal.until("n0 n1 n2 n3 n4")
+    terminal.until("succeeded in")
+
+
+def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(terminal: Terminal) -> None:
+    terminal.type("endless")
+    terminal.until("n2")
+    terminal.interrupt()
+    terminal.until("stopping; Ctrl-C again leaves")
+    terminal.until("(cut off here)")
+    terminal.until("canceled in")
+    terminal.until("you > ")
+    terminal.type("still there")
+    terminal.until("to you")
+    terminal.until("succeeded in")
+    terminal.until("you > ")
+    terminal.type("/quit")
+    terminal.until("to come back to this conversation")
+    assert terminal.process.wait(WITHIN) == 0
+
+
+def test_a_second_ctrl_c_leaves(terminal: Terminal) -> None:
+    terminal.type("stubborn")
+    time.sleep(1)
+    terminal.interrupt()
+    terminal.until("stopping; Ctrl-C again leaves")
+    terminal.interrupt()
+    terminal.until("to come back to this conversation")
+    assert terminal.process.wait(WITHIN) == 0
+
+
+def test_open_shows_what_is_being_written_and_ctrl_c_stops_it(served: Served, terminal: Terminal) -> None:
+    other = Terminal(served)
+    try:
+        other.type("endless")
+        other.until("n1")
+        terminal.type("/threads")
+        terminal.until("  1  ")
+        terminal.type("/open 1")
+        terminal.until("n0 n1 n2")
+        terminal.interrupt()
+        terminal.until("canceled in")
+        other.until("canceled in")
+    finally:
+        other.close()
+
+
 def test_mistakes_are_told_and_the_conversation_goes_on(served: Served) -> None:
     said = chat(served, "/opne 1", "/open", "/open 99999", "/open no-such-id", "/help", "fail", "still there")
     assert "there is no /opne" in said
@@ -331,9 +452,9 @@ def test_a_message_grows_on_the_screen_and_stays_once_it_is_whole() -> None:
     talk = Chat(console, None, None, "ana")  # type: ignore[arg-type]  # nothing here asks the worker
     for text in ("Hel", "lo \x1b[31m"):
         talk.show({"type": "event.delta", "payload": {"thread_id": "t", "event_id": "e", "run_id": "r", "text": text}})
-    assert talk.growing == ("e", "Hello \x1b[31m")
+    assert talk.growing == {"e": "Hello \x1b[31m"}
     event = {"id": "e", "type": "message", "actor": "assistant", "content": [{"type": "text", "text": "Hello"}]}
     talk.show({"type": "event.append", "payload": {"thread_id": "t", "events": [event]}})
-    assert talk.growing == ("", "")
+    assert talk.growing == {}
     assert "Hello" in screen.getvalue()
     assert "\x1b[31m" not in screen.getvalue()

@@ -47,6 +47,16 @@ def serving(worker: WorkerServer) -> Iterator[str]:
             assert not thread.is_alive()
 
 
+async def growing(end: str) -> AsyncIterator[str]:
+    for number in range(5):
+        yield f"{number} "
+        await asyncio.sleep(0.06)
+    if end == "forever":
+        await asyncio.sleep(WITHIN)
+    if end == "badly":
+        raise RuntimeError("not for clients")
+
+
 def make_worker(**config: Any) -> WorkerServer:
     """A worker whose handler does what the message says."""
     worker = WorkerServer(WorkerConfig(database_type="memory", **config))
@@ -59,7 +69,14 @@ def make_worker(**config: Any) -> WorkerServer:
         if word == "plain":
             yield f"plain {rest}"
             return
+        if word == "quietly":
+            yield send.stream(growing(rest))
+            return
+        if word == "wait":
+            await asyncio.sleep(WITHIN)
         yield send.run_start()
+        if word == "stream":
+            yield send.stream(growing(rest))
         if word == "slow":
             await asyncio.sleep(0.5)
         if word == "fail":
@@ -194,6 +211,149 @@ async def test_frames_larger_than_a_megabyte_arrive(url: str) -> None:
         frames = await turn(client, "big")
         sizes = [len(event["content"][0]["text"]) for f in frames[3:4] for event in f["payload"]["events"]]
         assert sizes == [2_000_000]
+
+
+# ---------------------------------------------------------------- text that is being written
+
+
+def pieces(frames: list[dict[str, Any]]) -> list[str]:
+    return [frame["payload"]["text"] for frame in frames if frame["type"] == "event.delta"]
+
+
+def messages(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The assistant's messages, also those of a snapshot."""
+    events = [event for frame in frames for event in frame["payload"].get("events", ())]
+    return [event for event in events if event["actor"] == "assistant"]
+
+
+async def until_written(frames: AsyncIterator[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    """The frames up to the one with which this much of the message is there."""
+    seen = []
+    async with asyncio.timeout(WITHIN):
+        async for frame in frames:
+            seen.append(frame)
+            if text in "".join(pieces(seen)):
+                return seen
+    raise AssertionError(f"it ended without {text!r}")
+
+
+async def test_a_stream_comes_in_pieces_and_whole_at_the_end(url: str) -> None:
+    async with Client(url, deltas=True) as client:
+        frames = await turn(client, "stream please")
+        assert len(pieces(frames)) > 1
+        [whole, done] = messages(frames)
+        assert "".join(pieces(frames)) == whole["content"][0]["text"] == "0 1 2 3 4 "
+        assert {frame["payload"]["event_id"] for frame in frames if frame["type"] == "event.delta"} == {whole["id"]}
+        assert (whole["streaming"], whole["finalized"], "data" in whole) == (False, True, False)
+        assert done["content"][0]["text"] == "stream done"
+        assert told(frames)[-1] == "run succeeded"
+
+
+async def test_without_deltas_a_stream_comes_once(url: str) -> None:
+    async with Client(url) as client:
+        assert told(await turn(client, "stream please"))[3:] == [
+            "assistant: 0 1 2 3 4 ",
+            "assistant: stream done",
+            "run succeeded",
+        ]
+
+
+async def test_a_growing_message_is_no_silence(url: str) -> None:
+    async with Client(url, deltas=True, quiet=0.02) as client:
+        frames = await turn(client, "quietly")
+        assert told(frames)[-1] == "assistant: 0 1 2 3 4 "
+
+
+async def test_a_stream_that_fails_keeps_what_was_written(url: str) -> None:
+    async with Client(url, deltas=True) as client:
+        frames = await turn(client, "stream badly")
+        [part] = messages(frames)
+        assert (part["content"][0]["text"], part["data"]) == ("0 1 2 3 4 ", {"incomplete": True})
+        assert told(frames)[-2] == "run failed"
+
+
+async def test_who_looks_into_a_thread_sees_what_is_being_written_and_then_the_rest(url: str) -> None:
+    async with Client(url, deltas=True) as ana, Client(url, deltas=True) as bob:
+        answer = ana.send("stream please")
+        thread_id = thread_of(await until_written(answer, "1"))
+        async with asyncio.timeout(WITHIN):
+            frames = [frame async for frame in bob.watch(thread_id)]
+        snapshot = frames[0]
+        assert snapshot["type"] == "thread.snapshot"
+        assert [run["status"] for run in snapshot["payload"]["runs"]] == ["running"]
+        [part, whole, _] = messages(frames)
+        assert part["streaming"]
+        assert part["content"][0]["text"].startswith("0 1")
+        assert (whole["id"], whole["streaming"], whole["content"][0]["text"]) == (part["id"], False, "0 1 2 3 4 ")
+        assert told(frames)[-1] == "run succeeded"
+        await until_end(answer)
+
+        async with asyncio.timeout(WITHIN):
+            assert [frame["type"] async for frame in bob.watch(thread_id)] == ["thread.snapshot"]
+
+
+async def until_end(frames: AsyncIterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    async with asyncio.timeout(WITHIN):
+        return [frame async for frame in frames]
+
+
+# ---------------------------------------------------------------- stopping
+
+
+@pytest.mark.parametrize("by", ["thread", "run"])
+async def test_cancel_stops_the_answer_and_keeps_what_was_written(url: str, by: str) -> None:
+    async with Client(url, deltas=True) as client:
+        answer = client.send("stream forever")
+        seen = await until_written(answer, "4")
+        thread_id = thread_of(seen)
+        run_id = next(frame["payload"]["run"]["id"] for frame in seen if frame["type"] == "run.upsert")
+        await client.cancel(**({"thread_id": thread_id} if by == "thread" else {"run_id": run_id}))
+        rest = await until_end(answer)
+        [part] = messages(rest)
+        assert (part["content"][0]["text"], part["data"]) == ("0 1 2 3 4 ", {"incomplete": True})
+        assert told(rest)[-1] == "run canceled"
+        assert told(await turn(client, "more", thread_id))[-1] == "run succeeded"
+
+
+async def test_somebody_else_may_stop_it_and_everyone_sees_that(url: str) -> None:
+    async with Client(url, user_id="ana", deltas=True) as ana, Client(url, user_id="bob") as bob:
+        answer = ana.send("stream forever")
+        await bob.cancel(thread_id=thread_of(await until_written(answer, "0")))
+        assert told(await until_end(answer))[-1] == "run canceled"
+
+
+async def test_a_turn_that_is_stopped_before_it_shows_a_sign_ends_with_a_run_that_is_canceled(url: str) -> None:
+    async with Client(url, quiet=0.2) as client:
+        answer = client.send("wait")
+        async with asyncio.timeout(WITHIN):
+            thread_id = thread_of([await anext(answer), await anext(answer)])
+            waiting = asyncio.create_task(until_end(answer))
+            await asyncio.sleep(0.05)
+            await client.cancel(thread_id=thread_id)
+            assert told(await waiting) == ["run canceled"]
+
+
+async def test_cancel_stops_what_waits_in_the_queue_too(url: str) -> None:
+    async with Client(url, quiet=0.2, deltas=True) as client:
+        first = client.send("stream forever")
+        thread_id = thread_of(await until_written(first, "0"))
+        second = asyncio.create_task(turn(client, "never begun", thread_id))
+        await asyncio.sleep(0.1)
+        await client.cancel(thread_id=thread_id)
+        assert told(await until_end(first))[-1] == "run canceled"
+        assert "assistant: never done" not in told(await second)
+
+
+async def test_cancel_of_what_has_ended_or_never_was(url: str) -> None:
+    async with Client(url) as client:
+        thread_id = thread_of(await turn(client, "hello"))
+        await client.cancel(thread_id=thread_id)
+        with pytest.raises(NotFoundError):
+            await client.cancel(thread_id="nope")
+        with pytest.raises(NotFoundError):
+            await client.cancel(run_id="nope")
+        with pytest.raises(InvalidValueError, match="a run_id or a thread_id"):
+            await client.cancel()
 
 
 # ---------------------------------------------------------------- asking and listening

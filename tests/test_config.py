@@ -150,6 +150,15 @@ WRONG: list[tuple[str, Any, str]] = [
     ("connect_timeout", None, "int or float, got None"),
     ("outbox_frames", 15, "at least 16, got 15"),
     ("outbox_bytes", 65535, "at least 65536, got 65535"),
+    ("turn_order", "fifo", "got 'fifo'"),
+    ("turn_order", "Queue", "(did you mean 'queue'?)"),
+    ("turn_order", None, "got None"),
+    ("turn_order", ["queue"], "got ['queue']"),
+    ("handler_timeout", 0, "at least 0.001, got 0"),
+    ("handler_timeout", -1, "at least 0.001, got -1"),
+    ("handler_timeout", float("nan"), "at least 0.001, got nan"),
+    ("handler_timeout", "5", "int or float or None, got '5'"),
+    ("handler_timeout", True, "int or float or None, got True"),
     ("thread_queue_limit", 0, "at least 1, got 0"),
     ("pipeline_depth", 0, "at least 1, got 0"),
     ("teardown_timeout", float("nan"), "at least 0.01, got nan"),
@@ -169,6 +178,17 @@ def test_a_wrong_value_is_refused_with_its_name_what_was_expected_and_what_came(
 
 def test_no_option_goes_without_a_wrong_value_in_these_tests() -> None:
     assert {name for name, _, _ in WRONG} == set(WorkerConfig.names())
+
+
+@pytest.mark.parametrize("order", ["queue", "parallel", "reject", "replace"])
+def test_each_order_of_turns_is_taken(order: str) -> None:
+    assert config(turn_order=order).turn_order == order
+
+
+def test_messages_queue_and_handlers_have_all_the_time_they_want_unless_told_otherwise() -> None:
+    assert (config().turn_order, config().handler_timeout) == ("queue", None)
+    assert config(handler_timeout=0.001).handler_timeout == 0.001
+    assert config(handler_timeout=3).handler_timeout == 3
 
 
 def test_the_edges_of_the_ranges_are_inside() -> None:

@@ -14,7 +14,7 @@ from attrs import Factory, define, evolve
 
 from dooers import SettingsField, SettingsFieldType, SettingsSchema, WorkerConfig
 from dooers.analytics import Collector
-from dooers.broadcast import Broadcast
+from dooers.broadcast import Broadcast, Growth
 from dooers.clock import SystemClock
 from dooers.codec import loads
 from dooers.context import WorkerAnalytics, WorkerContext, WorkerIncoming, WorkerMemory, WorkerSettings
@@ -51,10 +51,14 @@ class Session:
 
     scope: Scope = Scope("worker-1", "org-1", "ws-1")
     dialect: Dialect = "flat"
+    grows: Growth = "done"
     frames: list[dict[str, Any]] = Factory(list)
 
     def put(self, text: str) -> None:
         self.frames.append(loads(text))
+
+    def put_delta(self, text: str, event_id: str) -> None:
+        self.put(text)
 
     @property
     def payloads(self) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ async def say(client: Client, text: str, thread_id: str | None = None) -> tuple[
 
 
 def texts_of(events: list[dict[str, Any]], actor: str) -> list[str]:
-    return [part["text"] for event in events if event["actor"] == actor for part in event["content"]]
+    return [part["text"].rstrip() for event in events if event["actor"] == actor for part in event["content"]]
 
 
 async def test_quickstart_answers_and_keeps_the_conversation(quickstart: Served, here: Path) -> None:
@@ -65,6 +65,17 @@ async def test_quickstart_answers_and_keeps_the_conversation(quickstart: Served,
     assert snapshot["thread"]["title"] == "hello"
     assert texts_of(snapshot["events"], "user") == ["hello", "again"]
     assert texts_of(snapshot["events"], "assistant") == ["You said: hello", "You said: again"]
+
+
+async def test_quickstart_writes_its_answer_word_by_word(quickstart: Served) -> None:
+    async with Client(quickstart.ws, user_id="ana", deltas=True) as client:
+        pieces = [
+            frame["payload"]["text"]
+            async for frame in client.send("one two three four five six")
+            if frame["type"] == "event.delta"
+        ]
+    assert "".join(pieces).rstrip() == "You said: one two three four five six"
+    assert len(pieces) > 3
 
 
 async def test_fastapi_basic_serves_people_and_webhooks_from_one_handler(fastapi_basic: Served) -> None:

@@ -109,6 +109,33 @@ async def test_a_wait_that_is_cancelled_keeps_its_place_until_it_is_left() -> No
     assert await is_next(third)
 
 
+async def test_one_who_goes_beside_a_lane_waits_for_nobody_and_keeps_nobody_waiting() -> None:
+    lanes = Lanes(1)
+    first = lanes.join("t")
+    beside = lanes.beside("t")
+    assert await is_next(beside)
+    beside.leave()
+    beside.leave()
+    with pytest.raises(ThreadBusyError):
+        lanes.join("t")  # the one place is still the first one's
+    first.leave()
+    assert await is_next(lanes.beside("t"))
+    assert await is_next(lanes.join("t"))
+
+
+async def test_a_lane_is_taken_while_somebody_stands_in_it_and_not_by_those_beside_it() -> None:
+    lanes = Lanes(5)
+    lanes.beside("t")
+    assert not lanes.is_taken("t")
+    first, second = lanes.join("t"), lanes.join("t")
+    assert lanes.is_taken("t")
+    assert not lanes.is_taken("u")
+    first.leave()
+    assert lanes.is_taken("t")
+    second.leave()
+    assert not lanes.is_taken("t")
+
+
 async def test_an_empty_lane_is_forgotten() -> None:
     lanes = Lanes(5)
     tickets = [lanes.join(f"t{n % 100}") for n in range(300)]

@@ -16,8 +16,8 @@ RINGS: list[set[str]] = [
     {"models", "exceptions", "schema", "config"},
     {"access", "codec", "protocol", "send", "settings", "turn", "history"},
     {"clock", "stores"},
-    {"lanes", "broadcast", "analytics", "context", "runner", "repository"},
-    {"inject", "container", "session", "routing", "dispatch"},
+    {"lanes", "broadcast", "analytics", "context", "steps", "openturn", "runner", "repository"},
+    {"inject", "container", "session", "resume", "routing", "dispatch"},
     {"asgi", "server", "client", "chat", "cli", "testing", "__init__", "__main__"},
 ]
 RING = {name: number for number, ring in enumerate(RINGS) for name in ring}

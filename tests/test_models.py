@@ -46,6 +46,11 @@ def test_the_text_of_a_message_is_its_text_parts_a_line_each() -> None:
     assert event().text == ""
 
 
+def test_an_event_is_whole_unless_it_says_that_it_is_still_being_written() -> None:
+    assert event().streaming is False
+    assert event(streaming=True) != event()
+
+
 def test_an_identity_as_it_appears_on_events_has_all_of_its_person() -> None:
     full = identity(
         user_name="n",

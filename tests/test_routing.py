@@ -98,6 +98,7 @@ async def test_before_connect_only_ping_and_the_public_schema_are_answered(worke
         "thread.delete": {"thread_id": "t"},
         "event.create": said("hi"),
         "event.list": {"thread_id": "t"},
+        "run.cancel": {"thread_id": "t"},
         "settings.subscribe": {},
         "settings.unsubscribe": {},
         "settings.patch": {"field_id": "model", "value": "x"},
@@ -340,6 +341,8 @@ async def everything(client: WorkerClient, thread_id: str, event_id: str, run_id
         "feedback": {"target_type": "event", "target_id": event_id, "feedback": "like"},
         "feedback ": {"target_type": "run", "target_id": run_id, "feedback": "like"},
         "feedback  ": {"target_type": "thread", "target_id": thread_id, "feedback": "like"},
+        "run.cancel": {"thread_id": thread_id},
+        "run.cancel ": {"run_id": run_id},
         "thread.delete": {"thread_id": thread_id},
     }
     return {kind: await code_of(client, kind.strip(), payload) for kind, payload in frames.items()}

@@ -480,3 +480,41 @@ async def test_a_change_to_a_thread_that_is_gone_is_told(worker: WorkerServer) -
     repository = await worker.repository()
     with pytest.raises(NotFoundError):
         await repository.create_event("no such thread", content=["x"])
+
+
+async def test_a_thread_made_again_under_its_id_gets_nothing_of_the_turns_that_were_deleted(
+    worker: WorkerServer,
+) -> None:
+    going = asyncio.Event()
+
+    async def handler(send: Any) -> AsyncIterator[Any]:
+        async def pieces() -> AsyncIterator[str]:
+            yield "partial"
+            going.set()
+            await asyncio.sleep(60)
+
+        yield send.run_start()
+        yield send.stream(pieces())
+
+    async def quick() -> str:
+        return "new"
+
+    first = await worker.dispatch(handler, **WHO, message="old", thread_id="phone")
+    first.detach()
+    await going.wait()
+    repository = await worker.repository()
+    await asyncio.gather(
+        repository.remove_thread("phone"),
+        _collected(await worker.dispatch(quick, **WHO, message="new", thread_id="phone")),
+        return_exceptions=True,
+    )
+    again = await worker.dispatch(quick, **WHO, message="newer", thread_id="phone")
+    await again.collect()
+    while worker._parts.runner().running:
+        await asyncio.sleep(0.001)
+    assert "partial" not in await texts_of(worker, "phone")
+    assert await runs_of(worker, "phone") == []
+
+
+async def _collected(stream: Any) -> None:
+    await stream.collect()

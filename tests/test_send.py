@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -98,8 +98,46 @@ def test_an_event_holds_the_arguments_of_its_constructor(event: WorkerEvent, kin
     assert (event.send_type, event.data, event.event) == (kind, data, None)
 
 
-def test_every_kind_of_event_has_a_constructor_of_its_name() -> None:
-    assert all(callable(getattr(send, kind)) for kind in SEND_TYPES)
+def test_every_kind_of_event_that_a_handler_yields_has_a_constructor_of_its_name() -> None:
+    assert all(callable(getattr(send, kind)) for kind in SEND_TYPES if kind != "delta")
+    assert not hasattr(send, "delta")  # only callers of dispatch get those
+
+
+class Pieces:
+    """An async iterator that is no generator."""
+
+    def __aiter__(self) -> Pieces:
+        return self
+
+    async def __anext__(self) -> str | None:
+        raise StopAsyncIteration
+
+
+async def pieces() -> AsyncIterator[str]:
+    yield "a"
+
+
+def test_a_stream_holds_its_iterator_and_does_not_begin_it() -> None:
+    for source in (pieces(), Pieces()):
+        event = send.stream(source, author="B\x00ot")
+        assert (event.send_type, event.data) == ("stream", {"source": source, "author": "Bot"})
+    assert send.stream(Pieces()).data["author"] is None
+
+
+@pytest.mark.parametrize("value", [["a"], ("a",), "text"])
+def test_a_stream_of_what_is_there_already_is_refused_with_a_hint(value: Any) -> None:
+    with pytest.raises(InvalidValueError) as raised:
+        send.stream(value)
+    assert str(raised.value).startswith("send.stream(source): expected an async iterator of texts, got ")
+    assert str(raised.value).endswith("; for a list use send.text")
+
+
+@pytest.mark.parametrize("value", [None, 5, {"a": 1}, iter("a"), pieces])
+def test_a_stream_of_anything_else_is_refused_without_a_hint(value: Any) -> None:
+    with pytest.raises(InvalidValueError) as raised:
+        send.stream(value)
+    assert str(raised.value).startswith("send.stream(source): expected an async iterator of texts, got ")
+    assert "send.text" not in str(raised.value)
 
 
 WRONG: list[tuple[str, Callable[[Any], WorkerEvent]]] = [
@@ -114,6 +152,7 @@ WRONG: list[tuple[str, Callable[[Any], WorkerEvent]]] = [
 ]
 WRONG_OPTIONAL: list[tuple[str, Callable[[Any], WorkerEvent]]] = [
     ("text(author)", lambda value: send.text("x", author=value)),
+    ("stream(author)", lambda value: send.stream(Pieces(), author=value)),
     ("image(mime_type)", lambda value: send.image("u", value)),
     ("image(alt)", lambda value: send.image("u", alt=value)),
     ("image(author)", lambda value: send.image("u", author=value)),

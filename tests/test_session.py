@@ -13,7 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dooers import WorkerConfig, WorkerServer
+from dooers.broadcast import Broadcast
+from dooers.clock import SystemClock
 from dooers.protocol import CLIENT
+from dooers.session import WITHOUT, Session
 from dooers.testing import Closed, WorkerClient
 
 KEYS = [
@@ -236,3 +239,66 @@ async def test_a_snapshot_larger_than_the_outbox_still_gets_out(worker_config: W
         snapshot = await client.ask("thread.subscribe", {"thread_id": thread.id})
         assert len(snapshot["payload"]["events"]) == 10
     await worker.close()
+
+
+# ---------------------------------------------------------------- pieces of messages that are being written
+
+
+class NoSocket:
+    """A session's socket that nobody reads."""
+
+    scope: Any = None
+
+    async def receive(self) -> Any:
+        raise AssertionError("nobody reads")
+
+    async def send(self, message: Any) -> None:
+        raise AssertionError("nobody writes")
+
+
+async def unheard(session: Session, frame: Any) -> None:
+    raise AssertionError("nobody asks")
+
+
+def a_session(**limits: Any) -> Session:
+    config = WorkerConfig(database_type="memory", **limits)
+    return Session(NoSocket(), unheard, config, Broadcast(SystemClock()), SystemClock())
+
+
+async def test_a_reader_that_is_behind_gets_no_piece_of_a_message_after_one_it_missed() -> None:
+    session = a_session(outbox_frames=16)
+    for number in range(10):
+        session.put_delta(str(number), "a")
+    session._outbox.clear()
+    session.put_delta("10", "a")
+    session.put_delta("first", "b")
+    session.put_delta("whole", "")
+    assert list(session._outbox) == ["first", "whole"]
+
+
+async def test_a_reader_that_was_shown_a_message_up_to_now_gets_its_pieces_again() -> None:
+    session = a_session()
+    session.go_without(["a", "b"])
+    session.go_on_with(["a", "never missed"])
+    session.put_delta("of a", "a")
+    session.put_delta("of b", "b")
+    assert list(session._outbox) == ["of a"]
+
+
+async def test_a_piece_that_would_fill_the_outbox_is_left_out_and_closes_nothing() -> None:
+    session = a_session(outbox_bytes=65536)
+    session.put("x" * 20_000)
+    session.put_delta("y" * 60_000, "")
+    session.put_delta("z" * 60_000, "a")
+    session.put("x")
+    assert [len(text) for text in session._outbox] == [20_000, 1]
+    assert session._close_code is None
+
+
+async def test_a_session_forgets_the_messages_of_long_ago_first() -> None:
+    session = a_session()
+    session.go_without(str(number) for number in range(WITHOUT + 5))
+    assert len(session._without) == WITHOUT
+    session.put_delta("old", "0")
+    session.put_delta("new", str(WITHOUT + 4))
+    assert list(session._outbox) == ["old"]

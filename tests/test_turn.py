@@ -16,7 +16,7 @@ from dooers.access import scope_of
 from dooers.exceptions import InvalidValueError
 from dooers.models import Change, DocumentPart, Identity, ImagePart, Run, TextPart, Thread, ThreadEvent
 from dooers.send import SEND_TYPES, WorkerEvent, WorkerSend
-from dooers.turn import STEPS, Outcome, Turn, as_event, closing, opening, repeat_key, step
+from dooers.turn import STEPS, Outcome, Turn, as_event, closing, grown, opening, repeat_key, sprout, step
 
 START = datetime(2024, 5, 1, 12, 0, tzinfo=UTC)
 ANN = Identity(organization_id="o", workspace_id="s", user_id="ann", user_name="Ann")
@@ -66,6 +66,38 @@ def only_event(*events: WorkerEvent) -> ThreadEvent:
     assert change is not None
     (event,) = change.events
     return event
+
+
+# ---------------------------------------------------------------- a message that is streamed
+
+
+@pytest.mark.parametrize(("author", "shown"), [(None, "Assistant"), ("Bot", "Bot"), ("", "")])
+def test_a_streamed_message_begins_as_a_message_without_a_word_or_a_number(author: str | None, shown: str) -> None:
+    event = sprout(turn(), author, FixedClock())
+    assert (event.id, event.thread_id, event.type, event.actor, event.author) == (
+        "id1",
+        "t",
+        "message",
+        "assistant",
+        shown,
+    )
+    assert (event.content, event.data, event.streaming, event.seq, event.turn_seq) == ([], None, True, 0, 7)
+    assert (event.run_id, event.created_at, event.notice) == (None, START, False)
+
+
+def test_a_streamed_message_belongs_to_the_run_in_which_it_began() -> None:
+    run = Run(id="r", thread_id="t", started_at=START)
+    assert sprout(turn(run), None, FixedClock()).run_id == "r"
+
+
+@pytest.mark.parametrize(("incomplete", "data"), [(False, None), (True, {"incomplete": True})])
+def test_a_streamed_message_is_stored_as_one_whole_that_says_when_it_was_cut_off(
+    incomplete: bool, data: dict[str, Any] | None
+) -> None:
+    begun = sprout(turn(), None, FixedClock())
+    change = grown(turn(), begun, "Hello", incomplete=incomplete)
+    assert (change.thread, change.runs, change.patch) == (thread(), (), {})
+    assert change.events == (evolve(begun, content=[TextPart("Hello")], streaming=False, data=data),)
 
 
 # ---------------------------------------------------------------- opening
@@ -134,8 +166,8 @@ def test_a_repeat_key_can_be_made_of_any_text() -> None:
 # ---------------------------------------------------------------- each kind of event
 
 
-def test_there_is_a_step_for_every_kind_of_event() -> None:
-    assert set(STEPS) == set(SEND_TYPES)
+def test_there_is_a_step_for_every_kind_of_event_but_a_stream_and_its_pieces() -> None:
+    assert set(STEPS) == set(SEND_TYPES) - {"stream", "delta"}
 
 
 @pytest.mark.parametrize(
@@ -274,9 +306,20 @@ def test_the_end_keeps_the_start_and_the_agent() -> None:
 OPEN = Run(id="r", thread_id="t", agent_id="a", started_at=START)
 
 
-@pytest.mark.parametrize("outcome", ["succeeded", "canceled"])
-def test_a_clean_end_without_a_run_alters_nothing(outcome: Outcome) -> None:
-    assert closing(turn(), outcome, FixedClock()) is None
+def test_a_clean_end_without_a_run_alters_nothing() -> None:
+    assert closing(turn(), "succeeded", FixedClock()) is None
+
+
+def test_a_turn_cancelled_before_it_has_a_run_gets_one_that_is_canceled() -> None:
+    change = closing(turn(), "canceled", FixedClock())
+    assert change is not None
+    assert [run.status for run in change.runs] == ["canceled"]
+    assert change.events == ()
+
+
+def test_a_turn_cancelled_in_the_queue_or_after_its_run_alters_nothing() -> None:
+    assert closing(turn(), "canceled", FixedClock(), begun=False) is None
+    assert closing(evolve(turn(), ran=True), "canceled", FixedClock()) is None
 
 
 @pytest.mark.parametrize("outcome", ["succeeded", "canceled", "failed"])

@@ -58,7 +58,9 @@ class TunedConnection(sqlite3.Connection):
             for pragma in (f"busy_timeout={int(PATIENCE * 1000)}", "synchronous=FULL", "foreign_keys=ON"):
                 super().execute(f"PRAGMA {pragma}").close()
         except sqlite3.Error:
-            with suppress(sqlite3.Error):  # half made, as some versions leave it, it would warn of not having been closed
+            with suppress(
+                sqlite3.Error
+            ):  # half made, as some versions leave it, it would warn of not having been closed
                 self.close()
             raise
 

@@ -24,8 +24,8 @@ from websockets.asyncio.client import connect
 from dooers import WorkerConfig, WorkerServer
 from dooers.access import scope_of
 from dooers.models import Change, Identity, TextPart
+from dooers.openturn import Message
 from dooers.protocol import frames_of, parse
-from dooers.runner import Message
 from dooers.send import WorkerSend
 from dooers.stores.sqlite import SqliteStore
 from dooers.turn import Turn, opening, step
@@ -112,9 +112,10 @@ async def stages(worker: WorkerServer) -> dict[str, float]:
     opened = await runner.open(
         Message(
             worker_id="worker", identity=Identity(**WHO), content=[TextPart("hello")], handler=compiled, create=True
-        )
+        ),
+        runner.stop,
     )
-    opened.cancel()
+    assert opened.status == "canceled"
     given = dict.fromkeys(("incoming", "send", "memory", "analytics", "settings", "identity"))
 
     async def nothing(incoming: Any, send: Any, memory: Any, analytics: Any, settings: Any) -> AsyncIterator[Any]:

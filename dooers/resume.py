@@ -1,0 +1,66 @@
+"""How a client catches up with a thread: a snapshot, what a large gap has beyond it, and what is being written just now.
+
+Going live afterwards, without a gap and without a repeat, is the business of `routing.thread_subscribe` and `broadcast.py`.
+"""
+
+from __future__ import annotations
+
+from dooers.access import check_visible
+from dooers.exceptions import NotFoundError
+from dooers.models import EventQuery, Snapshot, Thread, ThreadEvent
+from dooers.protocol import ThreadSubscribe, event_out, run_out, thread_out
+from dooers.runner import Runner
+from dooers.session import Session
+from dooers.stores import GAP, Store
+
+__all__ = ["send_snapshot"]
+
+
+async def send_snapshot(store: Store, runner: Runner, session: Session, asked: ThreadSubscribe) -> Thread:
+    """Send a thread as of one instant, a large gap in further frames; the thread as of that instant."""
+    snapshot = await store.snapshot(
+        asked.thread_id, after_event_id=asked.after_event_id, at_least_page=session.dialect == "user"
+    )
+    if snapshot is None:
+        raise NotFoundError("there is no such thread")
+    thread = check_visible(snapshot.thread, session.scope)
+    whole = not snapshot.events or snapshot.events[-1].seq >= thread.last_seq
+    growing = _growing(runner, session, snapshot) if whole else []
+    session.send(
+        "thread.snapshot",
+        {
+            "thread": thread_out(thread, session.dialect),
+            "events": [event_out(event) for event in [*snapshot.events, *growing]],
+            "runs": [run_out(run) for run in snapshot.runs],
+            "has_more": snapshot.has_more,
+        },
+    )
+    if not whole:
+        await _send_rest(store, runner, session, snapshot)
+    return thread
+
+
+async def _send_rest(store: Store, runner: Runner, session: Session, snapshot: Snapshot) -> None:
+    """What a large gap has beyond its snapshot, in further frames; last, what is being written just now."""
+    thread, sent = snapshot.thread, snapshot.events[-1].seq
+    while sent < thread.last_seq:
+        query = EventQuery(
+            thread_id=thread.id, after_seq=sent, before_seq=thread.last_seq + 1, limit=GAP, oldest_first=True
+        )
+        events = await store.events(query)
+        if not events:
+            break
+        session.send("event.append", {"thread_id": thread.id, "events": [event_out(event) for event in events]})
+        sent = events[-1].seq
+    growing = _growing(runner, session, snapshot)
+    if growing:
+        session.send("event.append", {"thread_id": thread.id, "events": [event_out(event) for event in growing]})
+
+
+def _growing(runner: Runner, session: Session, snapshot: Snapshot) -> list[ThreadEvent]:
+    """The messages that are being written, with their text so far. Nothing may be awaited between this and going live."""
+    if session.grows == "done":
+        return []  # promised one event.append of a message: a client that knows no growing text would keep the first it gets
+    growing = runner.growing(snapshot.thread.id)
+    session.go_on_with(event.id for event in growing)
+    return growing
