@@ -274,6 +274,7 @@ class Change:
 
     `opens`      the thread may not exist yet: create it from `thread` if so
     `created`    set by the store: this change did create it
+    `exact`      for this very thread only: one that was deleted and made again under its id (`created_at` differs) is another
     `guard`      the thread must lie in this scope, else NotFoundError and nothing is written
     `patch`      columns of the thread to set (`title`, `metadata`); never the whole row
     `events`     to append, in order
@@ -286,6 +287,7 @@ class Change:
     thread: Thread
     opens: bool = False
     created: bool = False
+    exact: bool = True
     guard: Scope | None = None
     patch: dict[str, Any] = Factory(dict)
     events: tuple[ThreadEvent, ...] = ()

@@ -110,7 +110,8 @@ def opening(
         data=data,
         client_event_id=client_event_id,
     )
-    return Change(thread=thread, opens=create or thread_id is None, guard=scope, events=(event,), repeat_key=repeat_key)
+    opens = create or thread_id is None
+    return Change(thread=thread, opens=opens, exact=False, guard=scope, events=(event,), repeat_key=repeat_key)
 
 
 def repeat_key(door: Literal["client", "dispatch"], worker_id: str, identity: Identity, value: str) -> str:

@@ -84,6 +84,8 @@ class MemoryStore:
             first = self._events[thread_id][event_id]
             return evolve(change, thread=self._threads[thread_id], events=(first,), created=False, repeated=True)
         known = self._threads.get(change.thread.id)
+        if known is not None and change.exact and not change.opens and known.created_at != change.thread.created_at:
+            known = None  # another one, made again under the same id
         if known is None and not change.opens:
             raise NotFoundError("there is no such thread")
         if change.guard is not None and not visible(known or change.thread, change.guard):

@@ -38,6 +38,10 @@ COMPARABLE = {
 }
 
 
+# NULL: any thread of this id.
+_EXACT = "(:made_at IS NULL OR created_at = :made_at)"
+
+
 def _named(columns: str) -> str:
     return ", ".join(f":{name.strip()}" for name in columns.split(","))
 
@@ -57,7 +61,7 @@ class Statements:
         )
         self._append = (
             f"UPDATE {self.threads} SET last_seq = last_seq + :count, last_event_at = :at, updated_at = :at "
-            f"WHERE id = :id AND {_in_scope('')} RETURNING {THREAD_COLUMNS}"
+            f"WHERE id = :id AND {_EXACT} AND {_in_scope('')} RETURNING {THREAD_COLUMNS}"
         )
         self._add_event = (
             f"INSERT INTO {self.events} ({EVENT_COLUMNS}, repeat_key) VALUES ({_named(EVENT_COLUMNS)}, :repeat_key)"
@@ -78,15 +82,17 @@ class Statements:
         if change.opens:
             times = {"last_event_at": at, "updated_at": at} if change.events else {}
             return self._open, {**thread_row(change.thread), **times, "last_seq": count, "count": count, **scope}
-        return self._append, {"id": change.thread.id, "count": count, "at": at, **scope}
+        made_at = stamp(change.thread.created_at) if change.exact else None
+        return self._append, {"id": change.thread.id, "made_at": made_at, "count": count, "at": at, **scope}
 
-    def patch(self, thread_id: str, patch: Mapping[str, Any], guard: Scope | None) -> Statement:
+    def patch(self, thread: Thread, patch: Mapping[str, Any], guard: Scope | None) -> Statement:
         """Set some columns of a thread. Returns the thread, or no row."""
         values = {name: _PATCH[name](value) for name, value in patch.items()}
         sets = ", ".join(f"{name} = :{name}" for name in values)
         return (
-            f"UPDATE {self.threads} SET {sets} WHERE id = :id AND {_in_scope('')} RETURNING {THREAD_COLUMNS}",
-            {**values, "id": thread_id, **_scope_values(guard)},
+            f"UPDATE {self.threads} SET {sets} WHERE id = :id AND {_EXACT} AND {_in_scope('')} "
+            f"RETURNING {THREAD_COLUMNS}",
+            {**values, "id": thread.id, "made_at": stamp(thread.created_at), **_scope_values(guard)},
         )
 
     def add_event(self, event: ThreadEvent, repeat_key: str | None) -> Statement:

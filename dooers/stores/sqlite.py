@@ -195,7 +195,7 @@ class SqliteStore:
         if change.events or created:
             thread = thread_of(_found(_one(connection, sql.append(change))))
         if change.patch:
-            thread = thread_of(_found(_one(connection, sql.patch(change.thread.id, change.patch, change.guard))))
+            thread = thread_of(_found(_one(connection, sql.patch(thread, change.patch, change.guard))))
         for run in change.runs:
             connection.execute(*sql.put_run(run)).close()
         first_seq = thread.last_seq - len(change.events) + 1
@@ -211,6 +211,8 @@ class SqliteStore:
         if not change.opens and (change.events or change.patch):
             return change.thread, False  # the statements that write it find out by themselves
         known = _Reader(connection, self._sql).thread(change.thread.id)
+        if known is not None and change.exact and not change.opens and known.created_at != change.thread.created_at:
+            known = None  # another one, made again under the same id
         created = known is None and change.opens
         return _in_scope(change.thread if created else known, change.guard), created
 

@@ -543,6 +543,23 @@ class StoreContract:
         again = await store.apply(opening(thread, an_event(thread), repeat_key="k"))
         assert (again.created, again.repeated, again.events[0].seq) == (True, False, 1)
 
+    async def test_a_change_for_a_thread_that_was_made_again_under_its_id_is_not_found(self, store: Store) -> None:
+        thread = await opened(store, "one")
+        await store.apply(Change(thread=thread, removes=True))
+        again = evolve(thread, created_at=later(5), last_seq=0)
+        made = await store.apply(opening(again, an_event(again)))
+        assert made.created
+        for late in (
+            Change(thread=thread, events=(an_event(thread),)),
+            Change(thread=thread, runs=(a_run(thread),)),
+            Change(thread=thread, patch={"title": "late"}),
+        ):
+            await refused(store.apply(late))
+        assert await store.thread(thread.id) == made.thread
+        assert await store.runs(RunQuery()) == []
+        anyway = await store.apply(Change(thread=thread, events=(an_event(thread),), exact=False))
+        assert anyway.events[0].seq == 2
+
     async def test_a_removed_events_number_is_not_given_out_again(self, store: Store) -> None:
         thread, events = await filled(store, 3)
         await store.remove_event(events[2].id)
