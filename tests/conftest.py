@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,11 @@ def anyio_backend() -> str:
 def worker_config(tmp_path: Path) -> WorkerConfig:
     """A worker with a SQLite file that nobody else has."""
     return WorkerConfig(database_type="sqlite", database_name=str(tmp_path / "worker.db"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With DOOERS_TEST_STRICT a skipped test fails the run: in CI no backend may go untested without a word."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("DOOERS_TEST_STRICT") and reporter is not None and reporter.stats.get("skipped"):
+        reporter.write_line("skipped tests are failures here (DOOERS_TEST_STRICT)", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
