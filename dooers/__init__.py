@@ -46,6 +46,7 @@ from dooers.models import (
     ThreadEvent,
     User,
 )
+from dooers.protocol import VERSION as _version
 from dooers.repository import Repository
 from dooers.schema import (
     Help,
@@ -66,7 +67,7 @@ from dooers.send import WorkerEvent, WorkerSend
 from dooers.server import WorkerServer
 from dooers.session import AuthRequest
 
-__version__ = "0.1.0"
+__version__ = _version
 
 __all__ = [
     "Actor",

@@ -13,7 +13,7 @@ from attrs import define, evolve
 
 from dooers.access import visible
 from dooers.models import Change, Scope, Thread, ThreadEvent
-from dooers.protocol import Audience, Dialect, Frame, event_out, frames_of, serialize
+from dooers.protocol import Audience, Dialect, Frame, appended, frames_of, serialize
 from dooers.turn import Clock
 
 __all__ = ["Broadcast", "Growth", "Member"]
@@ -194,8 +194,7 @@ class Broadcast:
         members = self._watchers(thread, "growing")
         event = so_far() if members else None
         if event is not None:
-            payload = {"thread_id": thread.id, "events": [event_out(event)]}
-            frame = serialize("event.append", payload, self._clock.new_id())
+            frame = serialize("event.append", appended(thread.id, [event]), self._clock.new_id())
             for member in members:
                 member.put_delta(frame, "")  # each holds the whole text: a later one makes up for one that is left out
 

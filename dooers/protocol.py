@@ -7,7 +7,7 @@ All four dialects of `connect` are read here; what goes out is one shape for all
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +20,7 @@ from dooers.models import Change, ContentPart, Identity, Run, Thread, ThreadEven
 __all__ = [
     "ANSWERS",
     "CLIENT",
+    "VERSION",
     "Audience",
     "ClientFrame",
     "Connect",
@@ -39,6 +40,7 @@ __all__ = [
     "ThreadSubscribe",
     "WorkerName",
     "ack",
+    "appended",
     "event_out",
     "frames_of",
     "iso",
@@ -50,6 +52,9 @@ __all__ = [
     "thread_out",
     "write_cursor",
 ]
+
+# Of this package, as a client is told when it connects.
+VERSION = "0.1.0"
 
 Dialect: TypeAlias = Literal["flat", "metadata", "user", "agents"]
 
@@ -350,6 +355,11 @@ def event_out(event: ThreadEvent) -> dict[str, Any]:
     return out
 
 
+def appended(thread_id: str, events: Iterable[ThreadEvent]) -> dict[str, Any]:
+    """The payload of an `event.append`."""
+    return {"thread_id": thread_id, "events": [event_out(event) for event in events]}
+
+
 def run_out(run: Run) -> dict[str, Any]:
     """A run on the wire."""
     names = ("id", "thread_id", "agent_id", "status", "started_at", "ended_at", "error")
@@ -383,8 +393,7 @@ def frames_of(change: Change) -> Iterator[Frame]:
     for run in change.runs:
         yield Frame("run.upsert", {"run": run_out(run)})
     if change.events:
-        events = [event_out(event) for event in change.events]
-        yield Frame("event.append", {"thread_id": change.thread.id, "events": events})
+        yield Frame("event.append", appended(change.thread.id, change.events))
     if change.removes:
         yield Frame("thread.deleted", {"thread_id": change.thread.id}, audience="tenant")
 

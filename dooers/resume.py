@@ -8,7 +8,7 @@ from __future__ import annotations
 from dooers.access import check_visible
 from dooers.exceptions import NotFoundError
 from dooers.models import EventQuery, Snapshot, Thread, ThreadEvent
-from dooers.protocol import ThreadSubscribe, event_out, run_out, thread_out
+from dooers.protocol import ThreadSubscribe, appended, event_out, run_out, thread_out
 from dooers.runner import Runner
 from dooers.session import Session
 from dooers.stores import GAP, Store
@@ -50,11 +50,11 @@ async def _send_rest(store: Store, runner: Runner, session: Session, snapshot: S
         events = await store.events(query)
         if not events:
             break
-        session.send("event.append", {"thread_id": thread.id, "events": [event_out(event) for event in events]})
+        session.send("event.append", appended(thread.id, events))
         sent = events[-1].seq
     growing = _growing(runner, session, snapshot)
     if growing:
-        session.send("event.append", {"thread_id": thread.id, "events": [event_out(event) for event in growing]})
+        session.send("event.append", appended(thread.id, growing))
 
 
 def _growing(runner: Runner, session: Session, snapshot: Snapshot) -> list[ThreadEvent]:

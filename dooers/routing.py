@@ -35,6 +35,7 @@ from dooers.models import Change, EventQuery, Identity, Thread, ThreadQuery
 from dooers.openturn import Handler, Message, OpenTurn
 from dooers.protocol import (
     CLIENT,
+    VERSION,
     ClientFrame,
     Connect,
     EventCreate,
@@ -48,6 +49,7 @@ from dooers.protocol import (
     ThreadSubscribe,
     WorkerName,
     ack,
+    appended,
     event_out,
     read_cursor,
     refusal,
@@ -69,7 +71,6 @@ log = logging.getLogger("dooers")
 Authenticate: TypeAlias = Callable[[AuthRequest], "Awaitable[Identity | None] | Identity | None"]
 
 PAGE, MAX_PAGE = 50, 200
-VERSION = "0.1.0"
 CAPABILITIES = ["deltas", "run.cancel"]
 
 
@@ -233,7 +234,7 @@ async def event_create(desk: Desk, session: Session, frame: ClientFrame) -> None
                 desk.broadcast.unsubscribe(session, thread_id)
             if desk.broadcast.is_here(session) and desk.broadcast.subscribe(session, opened.thread.id):
                 _begin_without(desk, session, opened.thread.id)
-            session.send("event.append", {"thread_id": opened.thread.id, "events": [event_out(opened.event)]})
+            session.send("event.append", appended(opened.thread.id, [opened.event]))
         session.send("ack", ack(frame.id))
         if not opened.repeated:
             desk.runner.start(opened)

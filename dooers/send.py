@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from attrs import field, frozen
 
@@ -182,6 +182,3 @@ class WorkerSend:
         if status not in _ENDS:
             raise InvalidValueError(f"send.run_end(status): expected one of {', '.join(_ENDS)}, got {quoted(status)}")
         return WorkerEvent("run_end", {"status": status, "error": _maybe_text("run_end(error)", error)})
-
-
-SEND_TYPES: tuple[str, ...] = get_args(SendType)

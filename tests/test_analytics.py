@@ -8,31 +8,19 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from attrs import Factory, define, evolve
+from samples import T0, THREAD
 
 from dooers import WorkerConfig, WorkerServer, analytics
 from dooers.analytics import AnalyticsEventPayload, Collector, events_of
 from dooers.broadcast import Broadcast
 from dooers.clock import SystemClock
-from dooers.models import Change, ImagePart, Run, TextPart, Thread, ThreadEvent, User
+from dooers.models import Change, ImagePart, Run, TextPart, ThreadEvent, User
 
 WITHIN = 20.0
-T0 = datetime(2026, 1, 1, tzinfo=UTC)
-THREAD = Thread(
-    id="thread-1",
-    worker_id="worker-1",
-    organization_id="org-1",
-    workspace_id="ws-1",
-    user_id="ada",
-    owner=User("ada"),
-    created_at=T0,
-    updated_at=T0,
-    last_event_at=T0,
-)
 
 
 @define

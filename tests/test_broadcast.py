@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import count
 from typing import Any
 
 import pytest
 from attrs import Factory, define, evolve
+from samples import T0, THREAD
 
 import dooers.protocol
 from dooers.broadcast import Broadcast, Growth
 from dooers.codec import loads
-from dooers.models import Change, Run, Scope, TextPart, Thread, ThreadEvent, User
+from dooers.models import Change, Run, Scope, TextPart, ThreadEvent, User
 from dooers.protocol import Dialect
 
-T0 = datetime(2026, 1, 1, tzinfo=UTC)
 PLACE = Scope("worker-1", "org-1", "ws-1")
-THREAD = Thread(
-    id="thread-1",
-    worker_id="worker-1",
-    organization_id="org-1",
-    workspace_id="ws-1",
-    user_id="ada",
-    owner=User("ada"),
-    created_at=T0,
-    updated_at=T0,
-    last_event_at=T0,
-)
 ELSEWHERE = {
     "worker": evolve(PLACE, worker_id="worker-2"),
     "organization": evolve(PLACE, organization_id="org-2"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import uuid4
 
 import pytest
 from attrs import Factory, define, evolve
+from samples import T0, THREAD
 
 from dooers import SettingsField, SettingsFieldType, SettingsSchema, WorkerConfig
 from dooers.analytics import Collector
@@ -25,24 +25,11 @@ from dooers.exceptions import (
     NotFoundError,
     ReadOnlyError,
 )
-from dooers.models import Change, Identity, ImagePart, Scope, TextPart, Thread, ThreadEvent, User
+from dooers.models import Change, Identity, ImagePart, Scope, TextPart, ThreadEvent
 from dooers.protocol import Dialect
 from dooers.schema import Internal, Number
 from dooers.settings import MASK, typed_settings
 from dooers.stores.memory import MemoryStore
-
-T0 = datetime(2026, 1, 1, tzinfo=UTC)
-THREAD = Thread(
-    id="thread-1",
-    worker_id="worker-1",
-    organization_id="org-1",
-    workspace_id="ws-1",
-    user_id="ada",
-    owner=User("ada"),
-    created_at=T0,
-    updated_at=T0,
-    last_event_at=T0,
-)
 
 
 @define(eq=False)

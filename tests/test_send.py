@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 import pytest
 
 from dooers import Secret
 from dooers.exceptions import InvalidValueError
-from dooers.send import SEND_TYPES, WorkerEvent, WorkerSend
+from dooers.send import SendType, WorkerEvent, WorkerSend
 
 send = WorkerSend()
 
@@ -99,7 +99,7 @@ def test_an_event_holds_the_arguments_of_its_constructor(event: WorkerEvent, kin
 
 
 def test_every_kind_of_event_that_a_handler_yields_has_a_constructor_of_its_name() -> None:
-    assert all(callable(getattr(send, kind)) for kind in SEND_TYPES if kind != "delta")
+    assert all(callable(getattr(send, kind)) for kind in get_args(SendType) if kind != "delta")
     assert not hasattr(send, "delta")  # only callers of dispatch get those
 
 

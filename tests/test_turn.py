@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 from attrs import define, evolve
@@ -15,7 +15,7 @@ from dooers import Secret
 from dooers.access import scope_of
 from dooers.exceptions import InvalidValueError
 from dooers.models import Change, DocumentPart, Identity, ImagePart, Run, TextPart, Thread, ThreadEvent
-from dooers.send import SEND_TYPES, WorkerEvent, WorkerSend
+from dooers.send import SendType, WorkerEvent, WorkerSend
 from dooers.turn import STEPS, Outcome, Turn, as_event, closing, grown, opening, repeat_key, sprout, step
 
 START = datetime(2024, 5, 1, 12, 0, tzinfo=UTC)
@@ -167,7 +167,7 @@ def test_a_repeat_key_can_be_made_of_any_text() -> None:
 
 
 def test_there_is_a_step_for_every_kind_of_event_but_a_stream_and_its_pieces() -> None:
-    assert set(STEPS) == set(SEND_TYPES) - {"stream", "delta"}
+    assert set(STEPS) == set(get_args(SendType)) - {"stream", "delta"}
 
 
 @pytest.mark.parametrize(
