@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from base64 import urlsafe_b64decode
+from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from attrs import Attribute, Factory, field, fields, frozen
 
 from dooers.exceptions import ConfigError, quoted
+from dooers.models import Operation
 from dooers.schema import SettingsSchema
 
-__all__ = ["ORDERS", "DatabaseType", "TurnOrder", "WorkerConfig"]
+__all__ = ["ORDERS", "DatabaseType", "SslMode", "TurnOrder", "WorkerConfig"]
 
 DatabaseType: TypeAlias = Literal["postgres", "sqlite", "cosmos", "memory"]
 TurnOrder: TypeAlias = Literal["queue", "parallel", "reject", "replace"]
 ORDERS: tuple[str, ...] = get_args(TurnOrder)
+# PostgreSQL's own words: "require" encrypts and does not ask who is there, "verify-full" asks.
+SslMode: TypeAlias = Literal["disable", "prefer", "require", "verify-ca", "verify-full"]
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}|")
@@ -25,7 +30,7 @@ _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}|")
 Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
 
 
-_SECRET = ("database_password", "database_key")
+_SECRET = ("database_password", "database_key", "settings_encryption_key")
 
 
 def _wrong(attribute: Attribute[Any], expected: str, value: Any, hint: str = "") -> ConfigError:
@@ -66,18 +71,14 @@ def _prefix(instance: Any, attribute: Attribute[Any], value: Any) -> None:
         raise _wrong(attribute, "letters, digits and underscores (at most 40, no digit first)", value)
 
 
-def _known_database(_: Any, attribute: Attribute[Any], value: Any) -> None:
-    known = get_args(DatabaseType)
-    if value not in known:
-        near = get_close_matches(str(value).lower().replace("postgresql", "postgres"), known, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise _wrong(attribute, f"one of {', '.join(known)}", value, hint)
+def _one_of(known: tuple[str, ...]) -> Validator:
+    def check(_: Any, attribute: Attribute[Any], value: Any) -> None:
+        if value not in known:
+            near = get_close_matches(str(value).lower().replace("postgresql", "postgres"), known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise _wrong(attribute, f"one of {', '.join(known)}", value, hint)
 
-
-def _known_order(_: Any, attribute: Attribute[Any], value: Any) -> None:
-    if value not in ORDERS:
-        near = get_close_matches(str(value).lower(), ORDERS, 1)
-        raise _wrong(attribute, f"one of {', '.join(ORDERS)}", value, f" (did you mean {near[0]!r}?)" if near else "")
+    return check
 
 
 def _schema(_: Any, attribute: Attribute[Any], value: Any) -> None:
@@ -92,6 +93,57 @@ def _url(instance: Any, attribute: Attribute[Any], value: Any) -> None:
         raise _wrong(attribute, "an http(s) URL", value)
 
 
+def _file(instance: Any, attribute: Attribute[Any], value: Any) -> None:
+    _of(str, type(None))(instance, attribute, value)
+    if value is not None and not Path(value).is_file():
+        raise _wrong(attribute, "the path of a file that is there", value)
+
+
+def _origins(instance: Any, attribute: Attribute[Any], value: Any) -> None:
+    for origin in value or ():
+        if not isinstance(origin, str) or not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+            raise _wrong(attribute, "origins such as 'https://app.example.com' (scheme and host, no path)", origin)
+
+
+def _encryption_keys(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    for key in value:
+        try:
+            fits = isinstance(key, str) and len(urlsafe_b64decode(key)) == 32
+        except ValueError:
+            fits = False
+        if not fits:
+            make = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
+            raise _wrong(attribute, "Fernet keys (32 bytes in URL-safe base64)", key, f"; make one: {make}")
+
+
+def _permissions(_: Any, attribute: Attribute[Any], value: Mapping[str, frozenset[str]]) -> None:
+    known = get_args(Operation)
+    for operation, roles in value.items():
+        if operation not in known:
+            near = get_close_matches(str(operation), known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise _wrong(attribute, f"operations of {', '.join(known)}", operation, hint)
+        if any(not isinstance(role, str) or not role for role in roles):
+            raise _wrong(attribute, f"names of roles for {operation!r}", sorted(map(repr, roles)))
+
+
+def _texts(value: Any) -> Any:
+    """One text, or several, as a tuple; anything else is left for the validator to refuse."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, Iterable) else () if value is None else (value,)
+
+
+def _maybe_texts(value: Any) -> Any:
+    return None if value is None else _texts(value)
+
+
+def _roles(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"WorkerConfig.permissions: expected a mapping from operations to roles, got {quoted(value)}")
+    return {operation: frozenset(_texts(roles)) for operation, roles in value.items()}
+
+
 def _environment(variable: str, default: Any, parse: Callable[[str], Any] = str) -> Any:
     """A default that the environment may replace; what is passed to WorkerConfig goes before both."""
 
@@ -102,7 +154,7 @@ def _environment(variable: str, default: Any, parse: Callable[[str], Any] = str)
         try:
             return parse(text)
         except ValueError:
-            raise ConfigError(f"{variable}: expected {parse.__name__.strip('_')}, got {quoted(text)}") from None
+            raise ConfigError(f"{variable}: expected {parse.__name__.strip('_').replace('_', ' ')}, got {quoted(text)}") from None
 
     return Factory(read)
 
@@ -114,27 +166,48 @@ def _bool(text: str) -> bool:
     return word in _TRUE
 
 
+def _bool_or_mode(text: str) -> Any:
+    return text.strip() if text.strip() in get_args(SslMode) else _bool(text)
+
+
+def _ssl(instance: Any, attribute: Attribute[Any], value: Any) -> None:
+    if not isinstance(value, bool):
+        _one_of(("True", "False", *get_args(SslMode)))(instance, attribute, value)
+
+
+def _masked(_: Any) -> str:
+    return "'***'"
+
+
 @frozen(kw_only=True)
 class WorkerConfig:
     """How a worker is set up. Wrong values raise ConfigError here, not later.
 
-    Durations are seconds, sizes are bytes. `database_host, _port, _user, _name, _password, _key` and `_ssl` fall back
-    to `WORKER_DATABASE_HOST` and so on, then to the default; what you pass wins.
+    Durations are seconds, sizes are bytes. `database_host, _port, _user, _name, _password, _key, _ssl` and `_ssl_ca` fall back
+    to `WORKER_DATABASE_HOST` and so on, `settings_encryption_key` to `WORKER_SETTINGS_ENCRYPTION_KEY`, then to the default;
+    what you pass wins. `docs/security.md` has the table of all limits.
     """
 
     # Which database. For sqlite `database_name` is the path of the file (":memory:" keeps it in this process).
-    database_type: DatabaseType = field(default="postgres", validator=_known_database)
+    database_type: DatabaseType = field(default="postgres", validator=_one_of(get_args(DatabaseType)))
     database_host: str = field(default=_environment("WORKER_DATABASE_HOST", "localhost"), validator=_of(str))
     database_port: int = field(default=_environment("WORKER_DATABASE_PORT", 5432, int), validator=_port)
     database_user: str = field(default=_environment("WORKER_DATABASE_USER", "postgres"), validator=_of(str))
     database_name: str = field(default=_environment("WORKER_DATABASE_NAME", ""), validator=_of(str))
     database_password: str = field(
-        default=_environment("WORKER_DATABASE_PASSWORD", ""), validator=_of(str), repr=lambda _: "'***'"
+        default=_environment("WORKER_DATABASE_PASSWORD", ""), validator=_of(str), repr=_masked
     )
-    database_key: str = field(
-        default=_environment("WORKER_DATABASE_KEY", ""), validator=_of(str), repr=lambda _: "'***'"
+    database_key: str = field(default=_environment("WORKER_DATABASE_KEY", ""), validator=_of(str), repr=_masked)
+    # True is "verify-full": encrypted, and the server must prove its name. `database_ssl_ca`: a PEM file of your own authority.
+    database_ssl: bool | SslMode = field(
+        default=_environment("WORKER_DATABASE_SSL", False, _bool_or_mode), validator=_ssl
     )
-    database_ssl: bool = field(default=_environment("WORKER_DATABASE_SSL", False, _bool), validator=_of(bool))
+    database_ssl_ca: str | None = field(default=_environment("WORKER_DATABASE_SSL_CA", None), validator=_file)
+    # PostgreSQL: bounds of the pool of each process; no prepared statements (0) behind pgbouncer in transaction mode.
+    database_pool_min: int = field(default=1, validator=_at_least(0))
+    database_pool_max: int = field(default=10, validator=_at_least(2))
+    database_statement_cache: int = field(default=100, validator=_at_least(0))
+    database_timeout: float = field(default=10.0, validator=_at_least(0.01, int, float))
     database_table_prefix: str = field(default="worker_", validator=_prefix)
     database_auto_migrate: bool = field(default=True, validator=_of(bool))
 
@@ -144,21 +217,44 @@ class WorkerConfig:
     settings_schema: SettingsSchema | None = field(default=None, validator=_schema)
     private_threads: bool = field(default=False, validator=_of(bool))
 
+    # Who may do what: operations that only some roles have, e.g. {"settings.patch": "admin"}. Anything else, everybody may.
+    permissions: Mapping[Operation, Collection[str]] = field(factory=dict, converter=_roles, validator=_permissions)
+    # The pages that may open a WebSocket, by their origin. None: any. What sends no Origin is no browser, and not kept out by this.
+    allowed_origins: Collection[str] | None = field(default=None, converter=_maybe_texts, validator=_origins)
+    # Fernet keys for passwords in the database: the first encrypts, all decrypt. Empty: they are kept in clear.
+    settings_encryption_key: str | Iterable[str] | None = field(
+        default=_environment("WORKER_SETTINGS_ENCRYPTION_KEY", None),
+        converter=_texts,
+        validator=_encryption_keys,
+        repr=_masked,
+    )
+    # For development: people see what went wrong, not only a number to look it up in the log by.
+    expose_errors: bool = field(default=False, validator=_of(bool))
+
     # Analytics. Without a URL nothing ever leaves the process.
     analytics_enabled: bool = field(default=True, validator=_of(bool))
     analytics_webhook_url: str | None = field(default=None, validator=_url)
     analytics_batch_size: int = field(default=10, validator=_at_least(1))
     analytics_flush_interval: float = field(default=5.0, validator=_at_least(0.01, int, float))
 
-    # Limits on what a client can make grow.
+    # Limits on what a client can make grow. An identity's connections count together; people without a user_id count one by one.
     max_frame_bytes: int = field(default=4 * 1024 * 1024, validator=_at_least(1024))
     max_content_parts: int = field(default=100, validator=_at_least(1))
+    max_text_length: int = field(default=200_000, validator=_at_least(1))
+    max_data_url_bytes: int = field(default=2 * 1024 * 1024, validator=_at_least(0))
+    max_setting_bytes: int = field(default=256 * 1024, validator=_at_least(1))
+    max_page_size: int = field(default=200, validator=_at_least(1))
+    max_connections: int = field(default=10_000, validator=_at_least(1))
+    max_connections_per_identity: int = field(default=100, validator=_at_least(1))
     max_subscriptions: int = field(default=1000, validator=_at_least(1))
+    max_turns_per_identity: int = field(default=100, validator=_at_least(1))
+    frames_per_second: float = field(default=50.0, validator=_at_least(0.01, int, float))
+    frames_burst: int = field(default=200, validator=_at_least(1))
     connect_timeout: float = field(default=30.0, validator=_at_least(0.01, int, float))
     outbox_frames: int = field(default=10_000, validator=_at_least(16))
     outbox_bytes: int = field(default=16 * 1024 * 1024, validator=_at_least(65536))
     # What becomes of a message whose thread is being answered: it waits, runs beside, is refused, or takes the other's place.
-    turn_order: TurnOrder = field(default="queue", validator=_known_order)
+    turn_order: TurnOrder = field(default="queue", validator=_one_of(ORDERS))
     handler_timeout: float | None = field(default=None, validator=_at_least(0.001, int, float, type(None)))
     thread_queue_limit: int = field(default=100, validator=_at_least(1))
 
@@ -177,6 +273,11 @@ class WorkerConfig:
         return object.__new__(cls)
 
     def __attrs_post_init__(self) -> None:
+        if self.database_pool_min > self.database_pool_max:
+            raise ConfigError(
+                f"WorkerConfig.database_pool_min: expected at most database_pool_max ({self.database_pool_max}), "
+                f"got {self.database_pool_min}"
+            )
         if self.database_type == "sqlite" and self.database_table_prefix.lower().startswith("sqlite_"):
             raise ConfigError(
                 "WorkerConfig.database_table_prefix: SQLite keeps names that begin with sqlite_ for itself"

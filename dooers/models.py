@@ -23,6 +23,7 @@ __all__ = [
     "EventType",
     "Identity",
     "ImagePart",
+    "Operation",
     "Run",
     "RunQuery",
     "RunStatus",
@@ -40,6 +41,17 @@ __all__ = [
 Actor: TypeAlias = Literal["user", "assistant", "system", "tool"]
 EventType: TypeAlias = Literal["message", "run.started", "run.finished", "tool.call", "tool.result", "tool.transaction"]
 RunStatus: TypeAlias = Literal["running", "succeeded", "failed", "canceled"]
+# What somebody may be allowed or not, inside their own tenant.
+Operation: TypeAlias = Literal[
+    "thread.read",
+    "thread.post",
+    "thread.delete",
+    "run.cancel",
+    "settings.read",
+    "settings.patch",
+    "analytics.read",
+    "feedback",
+]
 
 
 # ---------------------------------------------------------------- what a message is made of

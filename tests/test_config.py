@@ -88,7 +88,7 @@ def test_ssl_is_switched_off_by_the_usual_words(text: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("variable", "text", "said"),
     [
-        ("WORKER_DATABASE_SSL", "maybe", "WORKER_DATABASE_SSL: expected bool, got 'maybe'"),
+        ("WORKER_DATABASE_SSL", "maybe", "WORKER_DATABASE_SSL: expected bool or mode, got 'maybe'"),
         ("WORKER_DATABASE_PORT", "five", "WORKER_DATABASE_PORT: expected int, got 'five'"),
         ("WORKER_DATABASE_PORT", "", "WORKER_DATABASE_PORT: expected int, got ''"),
         (
@@ -121,8 +121,14 @@ WRONG: list[tuple[str, Any, str]] = [
     ("database_name", 1, "str, got 1"),
     ("database_password", 12345, "str, got a int that is not shown"),
     ("database_key", b"key", "str, got a bytes that is not shown"),
-    ("database_ssl", "true", "bool, got 'true'"),
-    ("database_ssl", 1, "bool, got 1"),
+    ("database_ssl", "verify_full", "verify-full, got 'verify_full' (did you mean 'verify-full'?)"),
+    ("database_ssl", 1, "one of True, False, disable, prefer, require, verify-ca, verify-full, got 1"),
+    ("database_ssl_ca", "/nowhere/ca.pem", "the path of a file that is there, got '/nowhere/ca.pem'"),
+    ("database_pool_min", -1, "at least 0, got -1"),
+    ("database_pool_min", 11, "at most database_pool_max (10), got 11"),
+    ("database_pool_max", 1, "at least 2, got 1"),
+    ("database_statement_cache", None, "int, got None"),
+    ("database_timeout", 0, "at least 0.01, got 0"),
     ("database_table_prefix", "1st_", "letters, digits and underscores (at most 40, no digit first), got '1st_'"),
     ("database_table_prefix", "a-b", "letters, digits and underscores (at most 40, no digit first), got 'a-b'"),
     ("database_table_prefix", 'x"; DROP TABLE y --', "letters, digits and underscores"),
@@ -135,6 +141,16 @@ WRONG: list[tuple[str, Any, str]] = [
     ("assistant_name", 5, "str, got 5"),
     ("settings_schema", {}, "a SettingsSchema, got {}"),
     ("private_threads", "no", "bool, got 'no'"),
+    ("permissions", ["admin"], "a mapping from operations to roles, got ['admin']"),
+    ("permissions", {"settings.write": "admin"}, "got 'settings.write'"),
+    ("permissions", {"setting.patch": "admin"}, "(did you mean 'settings.patch'?)"),
+    ("permissions", {"thread.read": [None]}, "names of roles for 'thread.read'"),
+    ("allowed_origins", "app.example.com", "origins such as 'https://app.example.com' (scheme and host, no path)"),
+    ("allowed_origins", ["https://app.example.com/"], "no path), got 'https://app.example.com/'"),
+    ("allowed_origins", 5, "no path), got 5"),
+    ("settings_encryption_key", "too short", "Fernet keys (32 bytes in URL-safe base64), got a str that is not shown"),
+    ("settings_encryption_key", 5, "got a int that is not shown; make one: python -c"),
+    ("expose_errors", 1, "bool, got 1"),
     ("analytics_enabled", None, "bool, got None"),
     ("analytics_webhook_url", "ftp://x", "an http(s) URL, got 'ftp://x'"),
     ("analytics_webhook_url", 5, "str or None, got 5"),
@@ -146,6 +162,15 @@ WRONG: list[tuple[str, Any, str]] = [
     ("analytics_flush_interval", True, "int or float, got True"),
     ("max_frame_bytes", 1023, "at least 1024, got 1023"),
     ("max_content_parts", 0, "at least 1, got 0"),
+    ("max_text_length", 0, "at least 1, got 0"),
+    ("max_data_url_bytes", -1, "at least 0, got -1"),
+    ("max_setting_bytes", 0, "at least 1, got 0"),
+    ("max_page_size", 0, "at least 1, got 0"),
+    ("max_connections", 0, "at least 1, got 0"),
+    ("max_connections_per_identity", 0, "at least 1, got 0"),
+    ("max_turns_per_identity", 0, "at least 1, got 0"),
+    ("frames_per_second", float("nan"), "at least 0.01, got nan"),
+    ("frames_burst", 0, "at least 1, got 0"),
     ("max_subscriptions", -1, "at least 1, got -1"),
     ("connect_timeout", None, "int or float, got None"),
     ("outbox_frames", 15, "at least 16, got 15"),
@@ -178,6 +203,28 @@ def test_a_wrong_value_is_refused_with_its_name_what_was_expected_and_what_came(
 
 def test_no_option_goes_without_a_wrong_value_in_these_tests() -> None:
     assert {name for name, _, _ in WRONG} == set(WorkerConfig.names())
+
+
+def test_permissions_take_one_role_or_several() -> None:
+    made = config(permissions={"settings.patch": "admin", "analytics.read": ["admin", "owner"]})
+    assert made.permissions == {"settings.patch": {"admin"}, "analytics.read": {"admin", "owner"}}
+
+
+def test_encryption_keys_come_from_the_environment_newest_first_and_are_never_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    new, old = "bmV3" * 10 + "bmU=", "b2xk" * 10 + "b2w="
+    monkeypatch.setenv("WORKER_SETTINGS_ENCRYPTION_KEY", f"{new}, {old}")
+    made = config()
+    assert made.settings_encryption_key == (new, old)
+    assert new not in repr(made)
+    assert old not in repr(made)
+
+
+@pytest.mark.parametrize("mode", ["disable", "prefer", "require", "verify-ca", "verify-full"])
+def test_ssl_takes_the_words_of_postgresql(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_DATABASE_SSL", mode)
+    assert config().database_ssl == mode
 
 
 @pytest.mark.parametrize("order", ["queue", "parallel", "reject", "replace"])
