@@ -1,7 +1,11 @@
-"""The `dooers` command: `run` serves a worker, `chat` talks to one. Not needed to serve in production: any ASGI server does that."""
+"""The `dooers` command: `run` serves a worker, `chat` talks to one, `rotate-keys` seals its passwords anew.
+
+Not needed to serve in production: any ASGI server does that.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import getpass
 import inspect
@@ -293,6 +297,39 @@ def _login() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container whose user has no name
         return "local"
+
+
+# ---------------------------------------------------------------- rotate-keys
+
+
+@app.command("rotate-keys", epilog="Example: `dooers rotate-keys examples.quickstart:worker`")
+def rotate_keys(
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:NAME", help="Where the worker is, e.g. `examples.quickstart:worker`.")
+    ],
+) -> None:
+    """Seal the passwords in a worker's settings with its newest key, those still in clear too.
+
+    First give the new key to every process, before the old one: `WORKER_SETTINGS_ENCRYPTION_KEY=new,old`. Afterwards the old one
+    may go.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    _log()
+    try:
+        worker = load(target)
+        if not isinstance(worker, WorkerServer):
+            raise TargetError(f"{target} is an ASGI application; expected the WorkerServer itself")
+        count = asyncio.run(_rotated(worker))
+    except TargetError as error:
+        _fail(str(error), 2)
+    except DooersError as error:
+        _fail(f"{error} ({error.code})", 1)
+    _out().print(f"sealed anew with the newest key: {count}")
+
+
+async def _rotated(worker: WorkerServer) -> int:
+    async with worker.lifespan():
+        return await worker.rotate_settings()
 
 
 # ---------------------------------------------------------------- words

@@ -17,18 +17,23 @@ from dooers.broadcast import Broadcast
 from dooers.clock import SystemClock
 from dooers.config import WorkerConfig
 from dooers.context import WorkerAnalytics, WorkerIncoming, WorkerMemory, WorkerSettings
-from dooers.exceptions import SignatureError
+from dooers.exceptions import NotConfiguredError, SignatureError, StoreError
 from dooers.inject import TurnValue, TypedSnapshot
 from dooers.lanes import Lanes
 from dooers.models import Identity
+from dooers.quota import Quotas
 from dooers.repository import Repository
 from dooers.runner import Runner
 from dooers.schema import SettingsSchema
 from dooers.send import WorkerSend
 from dooers.settings import TypedSettings
 from dooers.stores import Store, open_store
+from dooers.vault import Vault
 
 __all__ = ["SettingsOf", "SettingsShape", "Turn", "Worker", "override", "renew", "turn_values"]
+
+# How many of the settings that a rotation cannot open its error names.
+SHOWN = 10
 
 
 class SettingsShape:
@@ -40,14 +45,36 @@ class SettingsShape:
 
 
 class SettingsOf:
-    """Makes the settings object of a worker id."""
+    """Makes the settings object of a worker id, and rotates the keys under all of them."""
 
-    def __init__(self, store: Store, broadcast: Broadcast, clock: SystemClock, shape: SettingsShape) -> None:
-        self._parts = (store, broadcast, clock)
+    def __init__(
+        self, store: Store, broadcast: Broadcast, clock: SystemClock, vault: Vault, shape: SettingsShape
+    ) -> None:
+        self._parts = (store, broadcast, clock, vault)
         self._shape = shape
 
     def __call__(self, worker_id: str, *, keep: bool = False) -> WorkerSettings:
         return WorkerSettings(*self._parts, worker_id, self._shape.schema, self._shape.typed, keep=keep)
+
+    async def rotate(self) -> int:
+        """Seal the passwords of every worker id with the newest key; how many were not. Those that no key opens are told at the end."""
+        store, _, _, vault = self._parts
+        if not vault.has_key:
+            raise NotConfiguredError(
+                "a rotation needs settings_encryption_key: the new key first, the old ones after it"
+            )
+        count, closed = 0, list[str]()
+        for worker_id in await store.configured():
+            sealed, fields = await self(worker_id).rotate()
+            count += sealed
+            closed += [f"{field_id!r} of worker {worker_id!r}" for field_id in fields]
+        if closed:
+            more = f" and {len(closed) - SHOWN} more" if len(closed) > SHOWN else ""
+            raise StoreError(
+                f"{count} settings were sealed anew, but these cannot be opened: {', '.join(closed[:SHOWN])}{more}: "
+                "was their key dropped? Keep it after the new one, or set the values anew, and rotate again"
+            )
+        return count
 
 
 class Worker(containers.DeclarativeContainer):
@@ -57,18 +84,20 @@ class Worker(containers.DeclarativeContainer):
     clock = providers.Singleton(SystemClock)
     shape = providers.Singleton(SettingsShape, config.provided.settings_schema)
     store = providers.Singleton(open_store, config)
+    vault = providers.Singleton(Vault, config.provided.settings_encryption_key)
     # Made anew each time the worker opens, for they belong to one event loop.
     broadcast = providers.Singleton(Broadcast, clock)
     collector = providers.Singleton(Collector, config, broadcast, clock)
+    quotas = providers.Singleton(Quotas, config)
     lanes = providers.Singleton(Lanes, config.provided.thread_queue_limit)
-    settings = providers.Singleton(SettingsOf, store, broadcast, clock, shape)
+    settings = providers.Singleton(SettingsOf, store, broadcast, clock, vault, shape)
     runner = providers.Singleton(Runner, config, store, broadcast, collector, clock, lanes, settings)
     repository = providers.Singleton(Repository, runner, store, clock, settings)
 
 
 def renew(worker: Worker) -> None:
     """Forget what belonged to the event loop of a worker that was closed."""
-    for name in ("broadcast", "collector", "lanes", "settings", "runner", "repository"):
+    for name in ("broadcast", "collector", "quotas", "lanes", "settings", "runner", "repository"):
         worker.providers[name].reset()  # type: ignore[attr-defined]
 
 

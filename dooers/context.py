@@ -11,18 +11,21 @@ from attrs import evolve, field, frozen
 from dooers.analytics import AnalyticsEvent, AnalyticsEventPayload, Collector
 from dooers.broadcast import Broadcast
 from dooers.codec import plain
-from dooers.exceptions import InvalidValueError, NotConfiguredError, NotFoundError
+from dooers.exceptions import InvalidValueError, NotConfiguredError, NotFoundError, StoreError
 from dooers.history import format_history
 from dooers.models import ContentPart, EventQuery, Identity, StoredSettings, Thread, ThreadEvent, text_of
 from dooers.protocol import iso
-from dooers.schema import SettingsSchema
+from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 from dooers.settings import TypedSettings, check_patch, effective, is_mask, public_fields, public_value
 from dooers.stores import Store
 from dooers.turn import Clock
+from dooers.vault import Vault
 
 __all__ = ["WorkerAnalytics", "WorkerContext", "WorkerIncoming", "WorkerMemory", "WorkerSettings"]
 
 MAX_HISTORY = 10_000
+# How often a rotation looks again at settings that others wrote meanwhile, with an older key than its own.
+ROTATION_ROUNDS = 10
 
 
 # ---------------------------------------------------------------- incoming
@@ -167,13 +170,18 @@ def _ordered(items: list[Any], order: str | None) -> list[Any]:
 
 
 class WorkerSettings:
-    """The settings of one worker id. In a turn the values are read once; outside a turn they are read each time."""
+    """The settings of one worker id. In a turn the values are read once; outside a turn they are read each time.
+
+    Passwords are sealed on their way to the store and opened when they are read, each by itself: one that no key opens fails
+    only who asks for it.
+    """
 
     def __init__(
         self,
         store: Store,
         broadcast: Broadcast,
         clock: Clock,
+        vault: Vault,
         worker_id: str,
         schema: SettingsSchema | None,
         typed: TypedSettings | None = None,
@@ -183,6 +191,7 @@ class WorkerSettings:
         self._store = store
         self._broadcast = broadcast
         self._clock = clock
+        self._vault = vault
         self._worker_id = worker_id
         self._schema = schema
         self._typed = typed
@@ -193,12 +202,16 @@ class WorkerSettings:
         """The value of a field: what was set, else its default. NotFoundError for a field the schema does not have."""
         if self._schema is not None:
             self._schema.field(field_id)
-        return effective(self._schema, (await self._stored()).values).get(field_id)
+        return self._opened(field_id, effective(self._schema, (await self._stored()).values).get(field_id))
 
     async def get_all(self, exclude: Collection[str] = ()) -> dict[str, Any]:
         """Every field's value, internal ones too, without those in `exclude`."""
         values = effective(self._schema, (await self._stored()).values)
-        return {name: value for name, value in values.items() if name not in exclude}
+        return {name: self._opened(name, value) for name, value in values.items() if name not in exclude}
+
+    async def get_stored(self) -> dict[str, Any]:
+        """What has been set; defaults are not in it."""
+        return {name: self._opened(name, value) for name, value in (await self._stored()).values.items()}
 
     async def set(self, field_id: str, value: Any) -> None:
         """Set a field and tell subscribers. The handler's side may set internal and read-only fields too.
@@ -211,7 +224,7 @@ class WorkerSettings:
         """The values as an instance of the class given to `@worker.settings`."""
         if self._typed is None:
             raise NotConfiguredError("settings.load() needs a settings class: register one with @worker.settings")
-        return self._typed.load(effective(self._schema, (await self._stored()).values))
+        return self._typed.load(await self.get_all())
 
     async def patch(self, field_id: str, value: Any) -> None:
         """A client's change: as `set`, but not of internal or read-only fields, and a password's mask changes nothing."""
@@ -243,8 +256,11 @@ class WorkerSettings:
 
     async def snapshot(self) -> dict[str, Any]:
         """The payload of `settings.snapshot`: public fields with their values."""
-        stored = await self._stored()
-        fields = public_fields(self._need_schema(), stored)
+        schema, stored = self._need_schema(), await self._stored()
+        # A password leaves as a mask, so it stays closed: the form still comes when its key is lost, to set a new one.
+        given = effective(schema, stored.values).items()
+        values = {name: value if self._is_password(name) else self._opened(name, value) for name, value in given}
+        fields = public_fields(schema, evolve(stored, values=values))
         return {
             "worker_id": self._worker_id,
             "agent_id": self._worker_id,
@@ -267,18 +283,16 @@ class WorkerSettings:
 
     async def _write(self, values: Mapping[str, Any]) -> None:
         at = self._clock.now()
-        await self._store.set_settings(self._worker_id, values, at)
+        sealed = {name: self._sealed(name, value) for name, value in values.items()}
+        await self._store.set_settings(self._worker_id, sealed, at)
         self._kept = None
         for name, value in values.items():
             self._tell(name, value, at)
 
     def _tell(self, field_id: str, value: Any, at: datetime) -> None:
-        try:
-            field = self._schema.field(field_id) if self._schema is not None else None
-        except NotFoundError:
-            return  # not a field of the schema: nobody can have subscribed to it
+        field = self._field(field_id)
         if field is None or field.is_internal:
-            return
+            return  # nobody can have subscribed to it
         payload = {
             "worker_id": self._worker_id,
             "agent_id": self._worker_id,
@@ -287,6 +301,51 @@ class WorkerSettings:
             "updated_at": iso(at),
         }
         self._broadcast.tell("settings", self._worker_id, "settings.patch", payload, None)
+
+    def _field(self, field_id: str) -> SettingsField | None:
+        try:
+            return None if self._schema is None else self._schema.field(field_id)
+        except NotFoundError:
+            return None  # kept under a name outside the schema
+
+    # -------------------------------------------------------- passwords, sealed
+
+    async def rotate(self) -> tuple[int, list[str]]:
+        """Seal with the newest key what is not: how many values that were, and the fields that no key opens.
+
+        A value is replaced only while it is the one that was read, so what somebody sets meanwhile stands.
+        """
+        count, closed = 0, set[str]()
+        for _ in range(ROTATION_ROUNDS):
+            values = (await self._store.settings(self._worker_id)).values
+            behind = {name: was for name, was in values.items() if name not in closed and self._is_behind(name, was)}
+            if not behind:
+                return count, sorted(closed)
+            for name, was in behind.items():
+                try:
+                    value = self._vault.seal(self._opened(name, was), self._worker_id, name)
+                except StoreError:
+                    closed.add(name)
+                    continue
+                count += await self._store.swap_setting(self._worker_id, name, was, value)
+        raise StoreError(
+            f"settings of worker {self._worker_id!r} are being written with an older key all the time: "
+            "give the new key to every process first"
+        )
+
+    def _is_behind(self, field_id: str, value: Any) -> bool:
+        # Also what was sealed while its field was still a password: the old key can go only when nothing needs it.
+        return (self._vault.is_sealed(value) or self._is_password(field_id)) and not self._vault.is_current(value)
+
+    def _is_password(self, field_id: str) -> bool:
+        field = self._field(field_id)
+        return field is not None and field.type is SettingsFieldType.PASSWORD
+
+    def _sealed(self, field_id: str, value: Any) -> Any:
+        return self._vault.seal(value, self._worker_id, field_id) if self._is_password(field_id) else value
+
+    def _opened(self, field_id: str, value: Any) -> Any:
+        return self._vault.open(value, self._worker_id, field_id)
 
 
 # ---------------------------------------------------------------- analytics

@@ -24,6 +24,7 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
     User,
+    check_id,
 )
 from dooers.runner import Runner
 from dooers.stores import Store
@@ -77,7 +78,7 @@ class Repository:
             "user_id": user_id,
         }
         for name, value in ids.items():
-            if clean(_text(name, value)) != value:
+            if clean(check_id(_text(name, value), name)) != value:
                 raise InvalidValueError(f"{name}: holds characters that no id can have")
         now = self._clock.now()
         identity = Identity(organization_id=organization_id, workspace_id=workspace_id, user_id=user_id)
@@ -206,7 +207,7 @@ class Repository:
 
     async def get_settings(self, worker_id: str) -> dict[str, Any]:
         """What has been set for a worker id; defaults are not in it."""
-        return dict((await self._store.settings(worker_id)).values)
+        return await self._settings(worker_id).get_stored()
 
     async def update_settings(self, worker_id: str, values: Mapping[str, Any]) -> None:
         """Set these fields and leave the others. Fields of the schema are checked; other names are kept as they are."""

@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from rich.console import Console
+from samples import T0
 from serving import DOOERS, WITHIN, Served, dooers_run
 from typer.testing import CliRunner
 
+from dooers import WorkerConfig
 from dooers.chat import Chat, printable
 from dooers.cli import TargetError, app, load
 from dooers.client import Client
+from dooers.stores.sqlite import SqliteStore
 
 WORKER = """
 import asyncio
@@ -114,6 +118,7 @@ def chat(served: Served, *lines: str, **options: Any) -> str:
         ((), "dooers run examples.quickstart:worker"),
         (("run",), "dooers run examples.quickstart:worker --port 8001 --reload"),
         (("chat",), "echo hello | dooers chat"),
+        (("rotate-keys",), "dooers rotate-keys examples.quickstart:worker"),
     ],
 )
 def test_help_teaches_with_an_example(words: tuple[str, ...], example: str) -> None:
@@ -242,6 +247,57 @@ def _until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+# ---------------------------------------------------------------- rotate-keys
+
+LOCKED = """
+from dataclasses import dataclass
+from dooers import Secret, WorkerConfig, WorkerServer
+
+worker = WorkerServer(WorkerConfig(database_type="sqlite", database_name="worker.db"))
+
+@worker.settings
+@dataclass
+class Settings:
+    api_key: Secret = Secret("")
+    pin: Secret = Secret("")
+
+async def asgi(scope, receive, send): ...
+"""
+
+
+async def test_rotating_the_keys_says_how_many_were_sealed_anew(tmp_path: Path) -> None:
+    (tmp_path / "locked.py").write_text(LOCKED)
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+
+    def rotate(*keys: str, target: str = "locked:worker") -> tuple[int, str, str]:
+        keyed = {"WORKER_SETTINGS_ENCRYPTION_KEY": ",".join(keys)}
+        done = dooers("rotate-keys", target, cwd=tmp_path, **keyed)
+        return done.returncode, done.stdout, done.stderr
+
+    store = SqliteStore(WorkerConfig(database_type="sqlite", database_name=str(tmp_path / "worker.db")))
+    await store.open()
+    try:
+        await store.set_settings("ann", {"api_key": "sk-1", "pin": "1234"}, T0)
+        await store.set_settings("bob", {"api_key": "sk-2", "pin": ""}, T0)
+        assert rotate(old) == (0, "sealed anew with the newest key: 3\n", "")
+        assert rotate(new, old) == (0, "sealed anew with the newest key: 3\n", "")
+        assert rotate(new) == (0, "sealed anew with the newest key: 0\n", "")
+    finally:
+        await store.close()
+    code, said, wrong = rotate(old)
+    assert (code, said) == (1, "")
+    assert "0 settings were sealed anew, but these cannot be opened: 'api_key' of worker 'ann', 'pin' of" in wrong
+    assert "Traceback" not in wrong
+    code, _, wrong = rotate()
+    assert (code, wrong.partition(":")[0]) == (1, "dooers")
+    assert "a rotation needs settings_encryption_key" in wrong
+    code, _, wrong = rotate(old, target="locked:asgi")
+    assert (code, wrong) == (
+        2,
+        "dooers: locked:asgi is an ASGI application; expected the WorkerServer itself\n",
+    )
 
 
 # ---------------------------------------------------------------- chat

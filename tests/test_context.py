@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 from uuid import uuid4
 
 import pytest
 from attrs import Factory, define, evolve
+from cryptography.fernet import Fernet
 from samples import T0, THREAD
 
-from dooers import SettingsField, SettingsFieldType, SettingsSchema, WorkerConfig
+from dooers import (
+    Secret,
+    SettingsField,
+    SettingsFieldGroup,
+    SettingsFieldType,
+    SettingsSchema,
+    WorkerConfig,
+)
+from dooers.access import visible
 from dooers.analytics import Collector
 from dooers.broadcast import Broadcast, Growth
 from dooers.clock import SystemClock
@@ -24,12 +33,14 @@ from dooers.exceptions import (
     NotConfiguredError,
     NotFoundError,
     ReadOnlyError,
+    StoreError,
 )
-from dooers.models import Change, Identity, ImagePart, Scope, TextPart, ThreadEvent
+from dooers.models import Change, Identity, ImagePart, Scope, TextPart, Thread, ThreadEvent
 from dooers.protocol import Dialect
 from dooers.schema import Internal, Number
 from dooers.settings import MASK, typed_settings
 from dooers.stores.memory import MemoryStore
+from dooers.vault import Vault
 
 
 @define(eq=False)
@@ -40,6 +51,9 @@ class Session:
     dialect: Dialect = "flat"
     grows: Growth = "done"
     frames: list[dict[str, Any]] = Factory(list)
+
+    def sees(self, thread: Thread) -> bool:
+        return visible(thread, self.scope)
 
     def put(self, text: str) -> None:
         self.frames.append(loads(text))
@@ -224,9 +238,15 @@ class Desk:
     session: Session
 
     def settings(
-        self, schema: SettingsSchema | None = SCHEMA, worker_id: str = "worker-1", **more: Any
+        self,
+        schema: SettingsSchema | None = SCHEMA,
+        worker_id: str = "worker-1",
+        *,
+        keys: Sequence[str] = (),
+        **more: Any,
     ) -> WorkerSettings:
-        return WorkerSettings(self.store, self.broadcast, SystemClock(), worker_id, schema, **more)
+        vault = Vault(keys)
+        return WorkerSettings(self.store, self.broadcast, SystemClock(), vault, worker_id, schema, **more)
 
     def typed(self) -> WorkerSettings:
         typed = typed_settings(Typed)
@@ -383,6 +403,143 @@ async def test_a_snapshot_holds_public_fields_only(desk: Desk) -> None:
     assert snapshot["worker_id"] == snapshot["agent_id"] == "worker-1"
     with pytest.raises(NotConfiguredError):
         await desk.settings(None).snapshot()
+
+
+# ---------------------------------------------------------------- settings that are sealed
+
+OLD, NEW = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+TEXT, PASSWORD = SettingsFieldType.TEXT, SettingsFieldType.PASSWORD
+
+LOCKED = SettingsSchema(
+    fields=[
+        SettingsField(id="model", type=TEXT, label="Model", value="small"),
+        SettingsField(id="plain", type=PASSWORD, label="Plain"),
+        SettingsField(id="inner", type=PASSWORD, label="Inner", is_internal=True, value="sk-default"),
+        SettingsFieldGroup("group", "Group", [SettingsField(id="grouped", type=PASSWORD, label="Grouped")]),
+        SettingsFieldGroup(
+            "backend", "Backend", [SettingsField(id="hidden", type=PASSWORD, label="Hidden")], is_internal=True
+        ),
+    ]
+)
+
+
+@dataclass
+class Inner:
+    token: Secret = field(default_factory=lambda: Secret("t-default"))
+    other: Secret | None = None
+
+
+@dataclass
+class Locked:
+    api_key: Annotated[Secret, Internal] = field(default_factory=lambda: Secret("sk-default"))
+    inner: Inner = field(default_factory=Inner)
+
+
+async def stored(desk: Desk) -> dict[str, Any]:
+    return dict((await desk.store.settings("worker-1")).values)
+
+
+async def test_every_password_is_stored_sealed_and_nothing_else_is(desk: Desk) -> None:
+    settings = desk.settings(LOCKED, keys=[NEW])
+    given = {"model": "large", "plain": "s1", "inner": "s2", "grouped": "s3", "hidden": "s4", "outside": "s5"}
+    await settings.update(given)
+    values = await stored(desk)
+    assert {name for name, value in values.items() if value == given[name]} == {"model", "outside"}
+    assert not any(f"s{n}" in str(values[name]) for n, name in enumerate(("plain", "inner", "grouped", "hidden"), 1))
+    del given["outside"]
+    assert await settings.get_all() == given
+    assert [await settings.get(name) for name in given] == list(given.values())
+    assert desk.patches == [("model", "large"), ("plain", MASK), ("grouped", MASK)]
+
+
+async def test_a_sealed_password_is_a_mask_to_clients_and_may_be_patched(desk: Desk) -> None:
+    settings = desk.settings(LOCKED, keys=[NEW])
+    await settings.patch("plain", "s1")
+    await settings.patch("plain", MASK)
+    await settings.patch("grouped", "s2")
+    model, plain, group = (await settings.snapshot())["fields"]
+    assert (model["value"], plain["value"], group["fields"][0]["value"]) == ("small", MASK, MASK)
+    await settings.patch("plain", None)
+    await settings.patch("grouped", "")
+    model, plain, group = (await settings.snapshot())["fields"]
+    assert (plain["value"], group["fields"][0]["value"]) == (None, None)
+    assert desk.patches == [("plain", MASK), ("grouped", MASK), ("plain", None), ("grouped", None)]
+
+
+async def test_a_password_that_is_not_set_is_stored_as_nothing_and_its_default_is_not_stored(desk: Desk) -> None:
+    settings = desk.settings(LOCKED, keys=[NEW])
+    assert await settings.get("inner") == "sk-default"
+    assert await stored(desk) == {}
+    await settings.update({"plain": None, "grouped": "", "inner": None})
+    assert await stored(desk) == {"plain": None, "grouped": "", "inner": None}
+    assert [await settings.get(name) for name in ("plain", "grouped", "inner")] == [None, "", None]
+
+
+async def test_what_was_stored_in_clear_is_read_and_sealed_with_the_next_write(desk: Desk) -> None:
+    await desk.settings(LOCKED).set("plain", "s1")
+    assert await stored(desk) == {"plain": "s1"}
+    settings = desk.settings(LOCKED, keys=[NEW])
+    assert await settings.get("plain") == "s1"
+    assert await settings.get_stored() == {"plain": "s1"}
+    await settings.set("plain", "s1")
+    assert await stored(desk) != {"plain": "s1"}
+    assert await settings.get("plain") == "s1"
+
+
+async def test_secrets_of_a_settings_class_are_sealed_and_load_as_they_were(desk: Desk) -> None:
+    typed = typed_settings(Locked)
+    settings = desk.settings(typed.schema, typed=typed, keys=[NEW], keep=True)
+    assert await settings.load() == Locked()
+    await settings.set("api_key", Secret("in clear"))
+    await settings.update({"inner.token": "in clear too", "inner.other": None})
+    assert "in clear" not in str(await stored(desk))
+    for _ in range(2):  # the second time from what the turn has kept
+        assert await settings.load() == Locked(Secret("in clear"), Inner(Secret("in clear too"), None))
+
+
+@pytest.mark.parametrize("keys", [(), (NEW,)])
+async def test_a_password_that_no_key_opens_fails_only_who_asks_for_it(desk: Desk, keys: Sequence[str]) -> None:
+    await desk.settings(LOCKED, keys=[OLD]).update({"plain": "s1", "grouped": "s2", "model": "large"})
+    settings = desk.settings(LOCKED, keys=keys)
+    said = r"setting 'plain' of worker 'worker-1' is sealed, and .* was the old key dropped\? Keep it after the new one"
+    for read in (settings.get("plain"), settings.get_all(), settings.get_stored()):
+        with pytest.raises(StoreError, match=said) as raised:
+            await read
+        for hidden in (OLD, NEW, "s1", *(await stored(desk))["plain"].values()):
+            assert hidden not in str(raised.value)
+    assert await settings.get("model") == "large"
+    everything = await settings.get_all(exclude=["plain", "grouped"])
+    assert everything == {"model": "large", "inner": "sk-default", "hidden": None}
+    assert [field["value"] for field in (await settings.snapshot())["fields"][:2]] == ["large", MASK]
+    await settings.set("plain", "s3")
+    assert await settings.get("plain") == "s3"
+    await settings.patch("grouped", "s4")
+    assert await settings.get_stored() == {"plain": "s3", "grouped": "s4", "model": "large"}
+
+
+async def test_a_sealed_password_copied_to_another_field_or_worker_does_not_open_there(desk: Desk) -> None:
+    settings, other = desk.settings(LOCKED, keys=[NEW]), desk.settings(LOCKED, "worker-2", keys=[NEW])
+    await settings.set("inner", "s1")
+    sealed = (await stored(desk))["inner"]
+    await desk.store.set_settings("worker-1", {"plain": sealed}, T0)
+    await desk.store.set_settings("worker-2", {"inner": sealed}, T0)
+    with pytest.raises(StoreError, match="'plain' of worker 'worker-1' holds what was sealed for another place"):
+        await settings.get("plain")
+    with pytest.raises(StoreError, match="'inner' of worker 'worker-2' holds what was sealed for another place"):
+        await other.get("inner")
+    assert await settings.get("inner") == "s1"
+
+
+async def test_a_password_whose_field_became_another_kind_is_still_opened(desk: Desk) -> None:
+    await desk.settings(LOCKED, keys=[OLD]).update({"plain": "s1", "grouped": "s2"})
+    later = SettingsSchema(fields=[SettingsField(id="plain", type=TEXT, label="Plain")])
+    settings = desk.settings(later, keys=[NEW, OLD])
+    assert await settings.get("plain") == "s1"
+    assert (await settings.snapshot())["fields"][0]["value"] == "s1"
+    assert await settings.get_stored() == {"plain": "s1", "grouped": "s2"}
+    # The old key may go after a rotation, whatever became of the fields.
+    assert await settings.rotate() == (2, [])
+    assert await desk.settings(later, keys=[NEW]).get_stored() == {"plain": "s1", "grouped": "s2"}
 
 
 # ---------------------------------------------------------------- analytics

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from cryptography.fernet import Fernet
 
 from dooers import SettingsField, SettingsFieldType, SettingsSchema, WorkerConfig, WorkerServer
-from dooers.exceptions import InvalidValueError, NotFoundError
+from dooers.exceptions import InvalidValueError, NotFoundError, StoreError
 from dooers.models import ImagePart, TextPart, Thread, User
 from dooers.repository import Repository
 from dooers.testing import WorkerClient
@@ -209,6 +210,22 @@ async def test_settings_are_those_set_without_defaults(worker: WorkerServer, rep
     with pytest.raises(InvalidValueError):
         await repo.update_settings("worker", {"model": "huge", "count": 11})
     assert (await repo.get_settings("worker"))["model"] == "large"
+
+
+async def test_passwords_are_kept_sealed_and_read_in_clear(worker_config: WorkerConfig) -> None:
+    key = SettingsField(id="key", type=SettingsFieldType.PASSWORD, label="Key", value="sk-default")
+    config = evolve(worker_config, settings_schema=SettingsSchema(fields=[key]))
+    first, second = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    locked, lost = (WorkerServer(evolve(config, settings_encryption_key=one)) for one in (first, second))
+    async with locked.lifespan(), lost.lifespan():
+        repo, stranger = await locked.repository(), await lost.repository()
+        assert await repo.get_settings("worker") == {}
+        await repo.update_settings("worker", {"key": "sk-1", "more": [1]})
+        assert await repo.get_settings("worker") == {"key": "sk-1", "more": [1]}
+        with pytest.raises(StoreError, match="setting 'key' of worker 'worker' is sealed, and no key of"):
+            await stranger.get_settings("worker")
+        await stranger.update_settings("worker", {"key": "sk-2"})
+        assert await stranger.get_settings("worker") == {"key": "sk-2", "more": [1]}
 
 
 async def test_changing_what_was_read_changes_nothing_that_is_stored(repo: Repository) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Optional
 
 import attrs
 import pytest
+from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -50,6 +51,7 @@ from dooers.settings import (
     public_value,
     typed_settings,
 )
+from dooers.vault import Vault
 
 KINDS = SettingsFieldType
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
@@ -107,6 +109,8 @@ def test_a_password_leaves_as_a_mask_and_an_unset_one_as_null() -> None:
     assert public_value(pin, "") is None
     assert public_value(pin, None) is None
     assert public_value(SCHEMA.field("plan"), "free") == "free"
+    # One that is sealed is set, and needs no key to be a mask.
+    assert public_value(pin, Vault([Fernet.generate_key().decode()]).seal("1234", "worker", "pin")) == MASK
     # The same length for every password: the mask must not tell it.
     assert public_value(pin, "x" * 50) == public_value(pin, "x")
 

@@ -97,6 +97,17 @@ class Store(Protocol):
         """Set these fields and leave the others alone, however many writers there are."""
         ...
 
+    async def configured(self) -> list[str]:
+        """The worker ids that have settings, sorted."""
+        ...
+
+    async def swap_setting(self, worker_id: str, field_id: str, was: Any, value: Any) -> bool:
+        """Replace a setting's stored value, only while it still is `was` as `settings` gave it; whether that was so.
+
+        `updated_at` stays: this is for a value that is stored otherwise, not changed.
+        """
+        ...
+
 
 class Reader(Protocol):
     """The reads a snapshot is made of, inside one transaction. Not async: a store runs them where its data is."""

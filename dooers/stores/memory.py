@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from attrs import evolve
 
 from dooers.access import visible
+from dooers.codec import dumps
 from dooers.config import WorkerConfig
 from dooers.exceptions import NotFoundError, StoreError
 from dooers.models import (
@@ -136,6 +137,14 @@ class MemoryStore:
         at = at if stored.updated_at is None else max(at, stored.updated_at)
         self._settings[worker_id] = StoredSettings({**stored.values, **values}, at)
 
+    async def swap_setting(self, worker_id: str, field_id: str, was: Any, value: Any) -> bool:
+        stored = self._settings.get(worker_id, StoredSettings())
+        # As JSON, for 1 == True in Python.
+        if field_id not in stored.values or dumps(stored.values[field_id]) != dumps(was):
+            return False
+        self._settings[worker_id] = StoredSettings({**stored.values, field_id: value}, stored.updated_at)
+        return True
+
     # ------------------------------------------------------------ reading
 
     async def thread(self, thread_id: str) -> Thread | None:
@@ -170,6 +179,9 @@ class MemoryStore:
 
     async def settings(self, worker_id: str) -> StoredSettings:
         return self._settings.get(worker_id, StoredSettings())
+
+    async def configured(self) -> list[str]:
+        return sorted(self._settings)
 
 
 class _Reader:

@@ -119,6 +119,14 @@ class Statements:
             {"worker_id": worker_id, "field_id": field_id, "value": dumps(value), "at": stamp(at)},
         )
 
+    def swap_setting(self, worker_id: str, field_id: str, was: Any, value: Any) -> Statement:
+        """Replace a value that is still the one given. Returns its field, or no row."""
+        return (
+            f"UPDATE {self.settings} SET value = :value "
+            f"WHERE worker_id = :worker_id AND field_id = :field_id AND value = :was RETURNING field_id",
+            {"worker_id": worker_id, "field_id": field_id, "was": dumps(was), "value": dumps(value)},
+        )
+
     # ------------------------------------------------------------ reading
 
     def thread(self, thread_id: str) -> Statement:
@@ -189,6 +197,9 @@ class Statements:
             f"SELECT field_id, value, updated_at FROM {self.settings} WHERE worker_id = :worker_id",
             {"worker_id": worker_id},
         )
+
+    def list_configured(self) -> Statement:
+        return f"SELECT DISTINCT worker_id FROM {self.settings}", {}
 
 
 _EVENT_TESTS = {

@@ -222,20 +222,23 @@ class SqliteStore:
     async def set_settings(self, worker_id: str, values: Mapping[str, Any], at: datetime) -> None:
         await self._change_alone([self._sql.put_setting(worker_id, name, value, at) for name, value in values.items()])
 
-    async def _change_alone(self, statements: list[Statement]) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+    async def swap_setting(self, worker_id: str, field_id: str, was: Any, value: Any) -> bool:
+        return bool(await self._change_alone([self._sql.swap_setting(worker_id, field_id, was, value)]))
+
+    async def _change_alone(self, statements: list[Statement]) -> list[sqlite3.Row]:
+        def work(connection: sqlite3.Connection) -> list[sqlite3.Row]:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                for statement in statements:
-                    connection.execute(*statement).close()
+                rows = [row for statement in statements for row in _all(connection, statement)]
                 connection.execute("COMMIT")
+                return rows
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
 
         try:
-            await hop(self._need(self._writer), work)
+            return await hop(self._need(self._writer), work)
         except sqlite3.Error as error:
             raise _store_error(error) from error
 
@@ -294,6 +297,10 @@ class SqliteStore:
             return StoredSettings()
         newest = max(datetime.fromisoformat(row["updated_at"]) for row in rows)
         return StoredSettings({row["field_id"]: loads(row["value"]) for row in rows}, newest)
+
+    async def configured(self) -> list[str]:
+        # Sorted here: a database sorts texts by its own rules.
+        return sorted(row["worker_id"] for row in await self._read(lambda c: _all(c, self._sql.list_configured())))
 
     def _need(self, connection: Connection | None) -> Connection:
         if connection is None:

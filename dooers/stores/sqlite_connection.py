@@ -25,6 +25,13 @@ T = TypeVar("T")
 
 # Seconds that another process may hold the file before we give up on it.
 PATIENCE = 10.0
+PRAGMAS = (
+    f"busy_timeout={int(PATIENCE * 1000)}",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    # What is deleted or replaced, a password that is sealed at last for one, is overwritten where that costs no further write.
+    "secure_delete=FAST",
+)
 
 
 class _Unit:
@@ -55,8 +62,8 @@ class TunedConnection(sqlite3.Connection):
         try:
             super().__init__(*args, **kwargs)
             self.row_factory = sqlite3.Row
-            for pragma in (f"busy_timeout={int(PATIENCE * 1000)}", "synchronous=FULL", "foreign_keys=ON"):
-                super().execute(f"PRAGMA {pragma}").close()
+            for pragma in PRAGMAS:
+                super().execute(f"PRAGMA {pragma}").fetchall()
         except sqlite3.Error:
             with suppress(
                 sqlite3.Error

@@ -914,6 +914,47 @@ class StoreContract:
         assert stored.values == {f"field-{n}": n for n in range(20)}
         assert stored.updated_at == later(19)
 
+    async def test_the_worker_ids_that_have_settings_come_sorted(self, store: Store) -> None:
+        assert await store.configured() == []
+        names = ["worker-2", "worker-10", "b", "B", "ä", "", "a b"]
+        for name in names:
+            await store.set_settings(name, {"a": 1, "b": None}, T0)
+        await store.set_settings("empty", {}, T0)
+        assert await store.configured() == sorted(names)
+
+    async def test_a_setting_is_swapped_while_it_is_what_it_was(self, store: Store) -> None:
+        await store.set_settings("worker-1", {"a": {"k": ["clear", 1]}, "b": 2}, T0)
+        await store.set_settings("worker-2", {"a": {"k": ["clear", 1]}}, T0)
+        was = (await store.settings("worker-1")).values["a"]
+        assert await store.swap_setting("worker-1", "a", was, {"sealed": "x"}) is True
+        assert await store.swap_setting("worker-1", "a", was, "too late") is False
+        # `updated_at` stays: nobody has changed anything.
+        assert await store.settings("worker-1") == StoredSettings({"a": {"sealed": "x"}, "b": 2}, T0)
+        assert await store.settings("worker-2") == StoredSettings({"a": {"k": ["clear", 1]}}, T0)
+
+    @pytest.mark.parametrize(
+        ("stored", "was"), [(1, True), (True, 1), (0, False), ("", None), (None, ""), ("1", 1), ({}, []), ("a", "A")]
+    )
+    async def test_a_setting_that_is_another_is_not_swapped(self, store: Store, stored: Any, was: Any) -> None:
+        await store.set_settings("worker-1", {"a": stored}, T0)
+        assert await store.swap_setting("worker-1", "a", was, "new") is False
+        assert (await store.settings("worker-1")).values == {"a": stored}
+        assert await store.swap_setting("worker-1", "a", stored, "new") is True
+        assert (await store.settings("worker-1")).values == {"a": "new"}
+
+    async def test_a_setting_that_is_not_there_is_not_swapped_in(self, store: Store) -> None:
+        await store.set_settings("worker-1", {"a": 1}, T0)
+        assert await store.swap_setting("worker-1", "b", None, "new") is False
+        assert await store.swap_setting("worker-2", "a", 1, "new") is False
+        assert await store.configured() == ["worker-1"]
+        assert (await store.settings("worker-1")).values == {"a": 1}
+
+    async def test_of_20_concurrent_swaps_of_one_setting_one_wins(self, store: Store) -> None:
+        await store.set_settings("worker-1", {"a": "was"}, T0)
+        won = await asyncio.gather(*(store.swap_setting("worker-1", "a", "was", n) for n in range(20)))
+        assert won.count(True) == 1
+        assert (await store.settings("worker-1")).values == {"a": won.index(True)}
+
     # ------------------------------------------------------------ values
 
     async def test_json_values_of_every_kind_come_back(self, store: Store) -> None:

@@ -72,6 +72,7 @@ async def test_both_connections_use_wal_full_synchronous_and_foreign_keys(store:
         assert await hop(connection, lambda raw: pragma(raw, "synchronous")) == 2
         assert await hop(connection, lambda raw: pragma(raw, "foreign_keys")) == 1
         assert await hop(connection, lambda raw: pragma(raw, "busy_timeout")) == 10_000
+        assert await hop(connection, lambda raw: pragma(raw, "secure_delete")) == 2  # FAST
 
 
 async def test_concurrent_changes_share_their_commits(store: SqliteStore) -> None:
