@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import httpx
 import pytest
 from serving import WITHIN, Served, dooers_run
 
+from dooers import ForbiddenError, UnauthenticatedError
 from dooers.client import Client
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -32,6 +35,13 @@ def quickstart(here: Path) -> Iterator[Served]:
 @pytest.fixture
 def fastapi_basic(here: Path) -> Iterator[Served]:
     with dooers_run("examples.fastapi_basic:app", here) as served:
+        yield served
+
+
+@pytest.fixture
+def authenticate_jwt(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setenv("JWT_SECRET", "one that the issuer and the worker share")
+    with dooers_run("examples.authenticate_jwt:worker", here) as served:
         yield served
 
 
@@ -101,3 +111,31 @@ async def test_fastapi_basic_serves_people_and_webhooks_from_one_handler(fastapi
 
     assert fastapi_basic.stop() == 0
     assert "Traceback" not in fastapi_basic.said
+
+
+async def test_authenticate_jwt_knows_people_by_their_token(authenticate_jwt: Served, here: Path) -> None:
+    def token(user_id: str) -> str:
+        command = [sys.executable, "-m", "examples.authenticate_jwt", user_id]
+        return subprocess.run(
+            command, cwd=here, check=True, capture_output=True, text=True, timeout=WITHIN
+        ).stdout.strip()
+
+    alice, bob = token("alice"), token("bob")
+    async with Client(authenticate_jwt.ws, user_id="mallory", auth_token=alice) as client:
+        assert (await say(client, "hello"))[1] == ["Alice (member) of acme said: hello"]
+        assert len((await client.ask("thread.list"))["threads"]) == 1
+    async with Client(authenticate_jwt.ws, user_id="alice", auth_token=bob) as client:
+        assert (await client.ask("thread.list"))["threads"] == []
+    async with Client(authenticate_jwt.ws, workspace_id="sales", auth_token=alice) as client:
+        assert (await client.ask("thread.list"))["threads"] == []
+    with pytest.raises(ForbiddenError):
+        async with Client(authenticate_jwt.ws, workspace_id="somebody-elses", auth_token=alice):
+            pass
+    for forged in (None, "", alice[:-4] + "AAAA"):
+        with pytest.raises(UnauthenticatedError, match="this connection is not allowed"):
+            async with Client(authenticate_jwt.ws, user_id="alice", auth_token=forged):
+                pass
+
+    assert authenticate_jwt.stop() == 0
+    assert "Traceback" not in authenticate_jwt.said
+    assert alice.partition(".")[0] not in authenticate_jwt.said

@@ -1,1 +1,1 @@
-"""Optional integrations, one module and one extra each, on dooers' public names only. Empty in this version."""
+"""Optional integrations, one module and one extra each, on dooers' public names only: `jwt` (with its keys in `jwks`)."""
