@@ -1,14 +1,29 @@
-"""May this identity see or touch this thread? The one place that says so, for frames, for dispatch and for fan-out alike.
+"""May this identity see this, and do that? The one place that says so, for frames, for dispatch and for fan-out alike.
 
-Not a place for what somebody may do *inside* a thread: today whoever sees a thread may do everything in it.
+Two questions, always in this order. *Where*: a thread lies in somebody's scope or it does not exist for them. *What*: inside
+their scope, the table `permissions` of the config and the `@worker.authorize` hook say which operations they have.
 """
 
 from __future__ import annotations
 
-from dooers.exceptions import ForbiddenError, NotFoundError
-from dooers.models import Identity, Scope, Thread
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeAlias
 
-__all__ = ["check_may_own", "check_visible", "scope_of", "visible"]
+from attrs import field, frozen
+
+from dooers.exceptions import ForbiddenError, NotFoundError
+from dooers.models import Identity, Operation, Scope, Thread
+
+__all__ = ["Access", "Authorize", "Policy", "check_may_own", "check_visible", "origin_allowed", "scope_of", "visible"]
+
+log = logging.getLogger("dooers")
+
+# Asked with the thread where one is concerned, with None for what is no single thread's: lists, new threads, settings, analytics.
+Authorize: TypeAlias = Callable[[Identity, Operation, Thread | None], bool]
+
+
+# ---------------------------------------------------------------- where
 
 
 def scope_of(identity: Identity, worker_id: str, *, private: bool) -> Scope:
@@ -45,3 +60,76 @@ def check_may_own(scope: Scope) -> None:
     """Raise ForbiddenError where a new thread would belong to nobody."""
     if scope.user_id == "":
         raise ForbiddenError("private_threads is on: a thread needs a user_id to belong to")
+
+
+def origin_allowed(scope: Mapping[str, Any], allowed: Collection[str] | None) -> bool:
+    """Whether the page behind a WebSocket's ASGI scope may open it.
+
+    A browser sends cookies along to any host, whichever page asks, and says so in `Origin` only. What sends none is no browser.
+    """
+    if allowed is None:
+        return True
+    origins = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name.lower() == b"origin"]
+    return all(origin in allowed for origin in origins)
+
+
+# ---------------------------------------------------------------- what
+
+
+def roles_of(identity: Identity) -> frozenset[str]:
+    """Every role that somebody has, in whatever capacity."""
+    roles = (identity.user_role, identity.system_role, identity.organization_role, identity.workspace_role)
+    return frozenset(role for role in roles if role)
+
+
+@frozen
+class Policy:
+    """Which operations somebody has inside their own scope: both the table and the hook must allow one.
+
+    `permissions` names the roles that an operation is kept to; one that it does not name, everybody has.
+    """
+
+    permissions: Mapping[Operation, Collection[str]] = field(factory=dict)
+    hook: Authorize | None = None
+
+    def allows(self, identity: Identity, operation: Operation, thread: Thread | None = None) -> bool:
+        """Whether somebody may do this. A hook that fails has not allowed anything."""
+        roles = self.permissions.get(operation)
+        if roles is not None and roles_of(identity).isdisjoint(roles):
+            return False
+        if self.hook is None:
+            return True
+        try:
+            return self.hook(identity, operation, thread) is True
+        except Exception:
+            log.exception("the authorize hook failed; %s is refused", operation)
+            return False
+
+
+@frozen
+class Access:
+    """What one connection may see and do."""
+
+    identity: Identity
+    scope: Scope
+    policy: Policy
+
+    @property
+    def by_thread(self) -> bool:
+        """Whether the answer may differ from thread to thread inside the scope."""
+        return self.policy.hook is not None
+
+    def sees(self, thread: Thread) -> bool:
+        """Whether this thread exists for them."""
+        return visible(thread, self.scope) and self.policy.allows(self.identity, "thread.read", thread)
+
+    def seen(self, thread: Thread | None) -> Thread:
+        """The thread, or NotFoundError, also for one that they may not read."""
+        if thread is None or not self.sees(thread):
+            raise NotFoundError("there is no such thread")
+        return thread
+
+    def check(self, operation: Operation, thread: Thread | None = None) -> None:
+        """Raise ForbiddenError for what their role does not allow. A thread must have been `seen` before."""
+        if not self.policy.allows(self.identity, operation, thread):
+            raise ForbiddenError(f"your role does not allow {operation}")

@@ -1,7 +1,7 @@
 """Fan-out: a stored Change becomes frames once, and goes into the outbox of every session of this process that may see it.
 
-Never awaits: putting a text into an outbox is all that happens here, so a slow reader costs a publisher nothing. Who may see what
-is asked of `access.py`, the same rule that decides what may be read.
+Never awaits: putting a text into an outbox is all that happens here, so a slow reader costs a publisher nothing. Who may see
+what is asked of each session's `Access`, the same rule that decides what may be read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from attrs import define, evolve
 
-from dooers.access import visible
 from dooers.models import Change, Scope, Thread, ThreadEvent
 from dooers.protocol import Audience, Dialect, Frame, appended, frames_of, serialize
 from dooers.turn import Clock
@@ -28,6 +27,7 @@ class Member(Protocol):
 
     @property
     def scope(self) -> Scope: ...
+    def sees(self, thread: Thread) -> bool: ...
     @property
     def dialect(self) -> Dialect: ...
     @property
@@ -136,7 +136,7 @@ class Broadcast:
         return feed
 
     def _tell_late(self, member: Member, change: Change, *audiences: Audience) -> None:
-        if visible(change.thread, member.scope):
+        if member.sees(change.thread):
             for frame in frames_of(change):
                 if frame.audience in audiences:
                     member.put(frame.text(self._clock.new_id(), member.dialect))
@@ -170,7 +170,7 @@ class Broadcast:
         texts: dict[Dialect | None, str] = {}
         frame_id = self._clock.new_id()
         for member in members:
-            if not visible(change.thread, member.scope):
+            if not member.sees(change.thread):
                 continue
             variant = member.dialect if frame.thread is not None else None
             text = texts.get(variant)
@@ -203,7 +203,7 @@ class Broadcast:
         return [
             member
             for member, feed in self._threads.get(thread.id, {}).items()
-            if feed.held is None and member.grows == grows and visible(thread, member.scope)
+            if feed.held is None and member.grows == grows and member.sees(thread)
         ]
 
     # ------------------------------------------------------------ settings and analytics, to their subscribers only
@@ -223,7 +223,7 @@ class Broadcast:
             return
         text = serialize(frame_type, payload, self._clock.new_id())
         for member in members:
-            if about is None or visible(about, member.scope):
+            if about is None or member.sees(about):
                 member.put(text)
 
 

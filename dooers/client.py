@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from dooers import exceptions
 from dooers.codec import loads
-from dooers.exceptions import DisconnectedError, DooersError, NoAnswerError
+from dooers.exceptions import DisconnectedError, DooersError, NoAnswerError, RateLimitedError
 from dooers.protocol import ANSWERS, serialize
 
 __all__ = ["Client"]
@@ -388,4 +388,6 @@ def _refusal(told: Mapping[str, Any]) -> DooersError:
     code, message = str(told.get("code", "SERVER_ERROR")), str(told.get("message", "refused"))
     error = ERRORS.get(code, DooersError)(message)
     error.code = code
+    if isinstance(error, RateLimitedError):
+        error.retry_after = float(told.get("retry_after", error.retry_after))
     return error

@@ -154,7 +154,9 @@ def _environment(variable: str, default: Any, parse: Callable[[str], Any] = str)
         try:
             return parse(text)
         except ValueError:
-            raise ConfigError(f"{variable}: expected {parse.__name__.strip('_').replace('_', ' ')}, got {quoted(text)}") from None
+            raise ConfigError(
+                f"{variable}: expected {parse.__name__.strip('_').replace('_', ' ')}, got {quoted(text)}"
+            ) from None
 
     return Factory(read)
 
@@ -248,8 +250,8 @@ class WorkerConfig:
     max_connections_per_identity: int = field(default=100, validator=_at_least(1))
     max_subscriptions: int = field(default=1000, validator=_at_least(1))
     max_turns_per_identity: int = field(default=100, validator=_at_least(1))
-    frames_per_second: float = field(default=50.0, validator=_at_least(0.01, int, float))
-    frames_burst: int = field(default=200, validator=_at_least(1))
+    frames_per_second: float = field(default=500.0, validator=_at_least(0.01, int, float))
+    frames_burst: int = field(default=2000, validator=_at_least(1))
     connect_timeout: float = field(default=30.0, validator=_at_least(0.01, int, float))
     outbox_frames: int = field(default=10_000, validator=_at_least(16))
     outbox_bytes: int = field(default=16 * 1024 * 1024, validator=_at_least(65536))

@@ -13,7 +13,7 @@ from typing import Any
 
 from dooers.codec import clean, parts, plain
 from dooers.exceptions import DispatchError, HandlerError, InvalidValueError
-from dooers.models import ContentPart, EventQuery, Identity, TextPart, ThreadEvent, text_of
+from dooers.models import ContentPart, EventQuery, Identity, TextPart, ThreadEvent, check_id, text_of
 from dooers.openturn import Handler, Message, OpenTurn, TurnStatus
 from dooers.runner import Runner, waited_threads
 from dooers.send import WorkerEvent
@@ -53,7 +53,7 @@ def message_of(
     idempotency_key: Any,
 ) -> Message:
     """The message of a dispatch; InvalidValueError names what is wrong."""
-    worker = _text("worker_id", worker_id)
+    worker = check_id(_text("worker_id", worker_id), "worker_id")
     key = None if idempotency_key is None else _id("idempotency_key", idempotency_key)
     return Message(
         worker_id=worker,
@@ -77,7 +77,7 @@ def _text(name: str, value: Any) -> str:
 def _id(name: str, value: Any) -> str:
     if not _text(name, value):
         raise InvalidValueError(f"{name}: expected a text that is not empty, or None")
-    return clean(value)
+    return check_id(clean(value), name)
 
 
 def _content(message: Any, content: Iterable[Any] | None) -> list[ContentPart]:

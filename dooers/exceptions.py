@@ -17,6 +17,7 @@ DooersError                     anything below; `.code` is what a client sees on
 ├── NotConfiguredError          NOT_CONFIGURED: asked for what this worker does not have
 ├── TooLargeError               TOO_LARGE
 ├── ThreadBusyError             THREAD_BUSY
+├── RateLimitedError            RATE_LIMITED: too much at once; carries `.retry_after`, seconds
 ├── StoreError                  SERVER_ERROR: the database did not do it
 ├── DisconnectedError           a client's connection is gone, or was never there   (also a ConnectionError)
 ├── NoAnswerError               a client's connection stands, but nothing came      (also a TimeoutError)
@@ -43,6 +44,7 @@ __all__ = [
     "NotConnectedError",
     "NotFoundError",
     "ProtocolError",
+    "RateLimitedError",
     "ReadOnlyError",
     "SignatureError",
     "StoreError",
@@ -58,6 +60,16 @@ def quoted(value: object, limit: int = 60) -> str:
         return repr(value)[:limit]
     except Exception:
         return f"a {type(value).__name__}"
+
+
+def told(what: str, error: BaseException, error_id: str, *, expose: bool) -> str:
+    """What people are told of an error that is not theirs: a safe text and the number under which the log has the rest.
+
+    An exception's text may hold anything, connection strings and keys included, so only a developer's `expose` lets it out.
+    """
+    if expose:
+        return f"{what} {quoted(error, 1000)} (error {error_id})"
+    return f"{what} If it happens again, mention this number: {error_id}"
 
 
 class DooersError(Exception):
@@ -157,6 +169,16 @@ class ThreadBusyError(DooersError):
     """The thread's queue of waiting turns is full."""
 
     code = "THREAD_BUSY"
+
+
+class RateLimitedError(DooersError):
+    """More at once than one identity may have. What was asked was not done; `retry_after` says in how many seconds to ask again."""
+
+    code = "RATE_LIMITED"
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class StoreError(DooersError):

@@ -35,6 +35,7 @@ __all__ = [
     "ThreadEvent",
     "ThreadQuery",
     "User",
+    "check_id",
     "text_of",
 ]
 
@@ -113,6 +114,17 @@ class User:
     workspace_role: str = ""
 
 
+# Long enough for any id or name in use, short enough for every database's keys, and for a copy of it beside each message.
+MAX_ID, MAX_NAME, MAX_IDS = 256, 1000, 100
+
+
+def check_id(value: str, path: str) -> str:
+    """The id, or InvalidValueError for one that is too long to be one."""
+    if len(value) > MAX_ID:
+        raise InvalidValueError(f"{path}: expected at most {MAX_ID} characters, got {len(value)}")
+    return value
+
+
 def _or_empty(value: str | None) -> str:
     return "" if value is None else value
 
@@ -148,6 +160,11 @@ class Identity:
         for name, value in texts.items():
             if not isinstance(value, str):
                 raise InvalidValueError(f"Identity.{name}: expected a text, got {quoted(value)}")
+            most = MAX_ID if "_id" in name else MAX_NAME
+            if len(value) > most:
+                raise InvalidValueError(f"Identity.{name}: expected at most {most} characters, got {len(value)}")
+        if len(self.identity_ids) > MAX_IDS:
+            raise InvalidValueError(f"Identity.identity_ids: expected at most {MAX_IDS}, got {len(self.identity_ids)}")
         if self.expires_at is not None and self.expires_at.tzinfo is None:
             raise InvalidValueError("Identity.expires_at: expected an aware time, this one has no time zone")
 

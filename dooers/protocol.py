@@ -14,8 +14,15 @@ from typing import Any, Literal, TypeAlias
 from attrs import Factory, field, frozen
 
 from dooers.codec import dumps, loads, plain_parts, plain_user, structure
-from dooers.exceptions import DooersError, InvalidCursorError, ProtocolError, quoted
-from dooers.models import Change, ContentPart, Identity, Run, Thread, ThreadEvent
+from dooers.exceptions import (
+    DooersError,
+    InvalidCursorError,
+    InvalidValueError,
+    ProtocolError,
+    RateLimitedError,
+    quoted,
+)
+from dooers.models import Change, ContentPart, Identity, Run, Thread, ThreadEvent, check_id
 
 __all__ = [
     "ANSWERS",
@@ -276,12 +283,16 @@ def _connect(payload: Any) -> Connect:
         person = structure(payload, _Person, "payload")
     known: dict[str, Any] = {name: value for name in _PERSON if (value := getattr(person, name)) is not None}
     known.setdefault("user_id", "")
-    identity = Identity(
-        organization_id=_first(raw.organization_id, metadata.organization_id),
-        workspace_id=_first(raw.workspace_id, metadata.workspace_id),
-        identity_ids=person.identity_ids or (),
-        **known,
-    )
+    try:
+        check_id(worker_id, "worker_id")
+        identity = Identity(
+            organization_id=_first(raw.organization_id, metadata.organization_id),
+            workspace_id=_first(raw.workspace_id, metadata.workspace_id),
+            identity_ids=person.identity_ids or (),
+            **known,
+        )
+    except InvalidValueError as error:
+        raise ProtocolError(str(error).removeprefix("Identity."), path="payload") from None
     dialect: Dialect = (
         "agents"
         if raw.agent_id is not None
@@ -411,6 +422,8 @@ def ack(ack_id: str, **more: Any) -> dict[str, Any]:
 def refusal(ack_id: str | None, error: DooersError) -> dict[str, Any]:
     """The payload of an `ack` that says no, with the code and what to do. The id is empty where the frame's could not be read."""
     told: dict[str, Any] = {"code": error.code, "message": str(error)}
+    if isinstance(error, RateLimitedError):
+        told["retry_after"] = round(error.retry_after + 0.0005, 3)  # up: who comes exactly then must not be too early
     return {"ack_id": ack_id if ack_id is not None else "", "ok": False, "error": told}
 
 

@@ -5,7 +5,6 @@ Going live afterwards, without a gap and without a repeat, is the business of `r
 
 from __future__ import annotations
 
-from dooers.access import check_visible
 from dooers.exceptions import NotFoundError
 from dooers.models import EventQuery, Snapshot, Thread, ThreadEvent
 from dooers.protocol import ThreadSubscribe, appended, event_out, run_out, thread_out
@@ -23,7 +22,7 @@ async def send_snapshot(store: Store, runner: Runner, session: Session, asked: T
     )
     if snapshot is None:
         raise NotFoundError("there is no such thread")
-    thread = check_visible(snapshot.thread, session.scope)
+    thread = session.access.seen(snapshot.thread)
     whole = not snapshot.events or snapshot.events[-1].seq >= thread.last_seq
     growing = _growing(runner, session, snapshot) if whole else []
     session.send(

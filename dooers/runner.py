@@ -26,9 +26,10 @@ from attrs import evolve
 from dooers.access import check_may_own, scope_of
 from dooers.analytics import Collector
 from dooers.broadcast import Broadcast
+from dooers.codec import clean
 from dooers.config import WorkerConfig
 from dooers.context import WorkerAnalytics, WorkerContext, WorkerIncoming, WorkerMemory, WorkerSettings
-from dooers.exceptions import HandlerError, NotFoundError, ThreadBusyError
+from dooers.exceptions import HandlerError, NotFoundError, ThreadBusyError, told
 from dooers.lanes import Lanes, Ticket
 from dooers.models import Change, ThreadEvent
 from dooers.openturn import Message, OpenTurn
@@ -344,7 +345,7 @@ class Runner:
         if outcome == "failed":
             error_id = self._clock.new_id()
             what = "This took too long." if opened.expired else "Something went wrong."
-            notice = f"{what} If it happens again, mention this number: {error_id}"
+            notice = clean(told(what, error or TimeoutError(), error_id, expose=self._config.expose_errors))
             log.error(
                 "handler %s failed in thread %s (error %s)",
                 opened.message.handler.name,

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 from attrs import field, frozen
 
 from dooers.codec import clean, plain
+from dooers.content import check_url
 from dooers.exceptions import InvalidValueError, quoted
 from dooers.models import ThreadEvent
 
@@ -49,6 +50,13 @@ def _text(name: str, value: Any) -> str:
     return clean(value)
 
 
+def _url(name: str, value: Any, *, image: bool = False) -> str:
+    # Also what a handler sends: the URL may come out of a model, and a browser will open it.
+    url = _text(name, value)
+    check_url(url, f"send.{name}", image=image)
+    return url
+
+
 def _maybe_text(name: str, value: Any) -> str | None:
     return None if value is None else _text(name, value)
 
@@ -82,7 +90,7 @@ class WorkerSend:
         return WorkerEvent(
             "image",
             {
-                "url": _text("image(url)", url),
+                "url": _url("image(url)", url, image=True),
                 "mime_type": _maybe_text("image(mime_type)", mime_type),
                 "alt": _maybe_text("image(alt)", alt),
                 "author": _maybe_text("image(author)", author),
@@ -94,7 +102,7 @@ class WorkerSend:
         return WorkerEvent(
             "document",
             {
-                "url": _text("document(url)", url),
+                "url": _url("document(url)", url),
                 "filename": _text("document(filename)", filename),
                 "mime_type": _text("document(mime_type)", mime_type),
                 "author": _maybe_text("document(author)", author),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from starlette.types import ASGIApp
 
+from dooers.access import Authorize, Policy, origin_allowed
 from dooers.asgi import make_app
 from dooers.config import TurnOrder, WorkerConfig
 from dooers.container import Worker, override, renew, turn_values
@@ -23,14 +26,15 @@ from dooers.exceptions import (
     InvalidValueError,
     NotConfiguredError,
     SignatureError,
-    StoreError,
 )
 from dooers.inject import Compiler, InjectedHandler, KeptValues, Lifetime
+from dooers.lifecycle import Lifecycle
 from dooers.models import ContentPart
 from dooers.openturn import Message, OpenTurn
 from dooers.repository import Repository
-from dooers.routing import Authenticate, Desk
-from dooers.session import GOING_AWAY, TRY_AGAIN, Session, WebSocketLike
+from dooers.routes.desk import Authenticate, Desk
+from dooers.routing import route
+from dooers.session import GOING_AWAY, NOT_YOU, REASONS, TRY_AGAIN, Session, WebSocketLike
 from dooers.settings import typed_settings
 
 __all__ = ["WorkerServer"]
@@ -53,17 +57,17 @@ class WorkerServer:
             raise ConfigError(f"WorkerServer: expected a WorkerConfig, got {config!r}")
         self.config = config
         self._parts = Worker(config=config)
+        self._parts.vault()  # a key without its library is told here, not with the first password
         self._values = turn_values(self._parts)
         self._kept = KeptValues()
         self._compiler = Compiler(lambda: self._values.providers, self._kept, config.teardown_timeout)
         self._handlers: dict[str | None, InjectedHandler] = {}
         self._compiled: WeakKeyDictionary[Any, InjectedHandler] = WeakKeyDictionary()
         self._authenticate: Authenticate | None = None
+        self._authorize: Authorize | None = None
         self._warned = False
         self._sessions: set[Session] = set()
-        self._home: asyncio.Task[None] | None = None
-        self._ready: asyncio.Future[None] | None = None
-        self._leaving = asyncio.Event()
+        self._life = Lifecycle(lambda: self._parts.store().open(), self._shut, config.shutdown_grace)
 
     # ------------------------------------------------------------ decorators
 
@@ -144,6 +148,23 @@ class WorkerServer:
         self._authenticate = function
         return function
 
+    def authorize(self, function: F) -> F:
+        """Register the hook that says who may do what inside their own tenant: `(identity, operation, thread) -> bool`.
+
+        A plain function, for it is asked at every delivery. `thread` is None where no single thread is concerned: lists, new
+        threads, settings, analytics. It is asked beside `permissions` of the config: both must allow.
+        """
+        if self._authorize is not None:
+            raise SignatureError("this worker has an authorize hook already")
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            raise SignatureError(f"@worker.authorize: expected a plain function, not async, got {function!r}")
+        try:
+            inspect.signature(function).bind(None, None, None)
+        except TypeError:
+            raise SignatureError("@worker.authorize: expected a function of (identity, operation, thread)") from None
+        self._authorize = function
+        return function
+
     @overload
     def settings(self, settings_class: C, /) -> C: ...
     @overload
@@ -183,35 +204,9 @@ class WorkerServer:
 
         StoreError when the database cannot be reached; the next call tries again.
         """
-        ready = self._ready
-        if ready is None or ready.get_loop() is not asyncio.get_running_loop():
-            if ready is not None and not ready.get_loop().is_closed():
-                raise StoreError("this worker is open on another event loop; close() it there first")
-            self._ready = ready = asyncio.get_running_loop().create_future()
-            self._leaving = asyncio.Event()
-            self._home = asyncio.create_task(self._stay(ready), name="dooers-worker")
-        await asyncio.shield(ready)
-
-    async def _stay(self, ready: asyncio.Future[None]) -> None:
-        """The worker's own task: opens, stays, closes. A loop that ends cancels it, and so closes a worker nobody closed."""
-        try:
-            await self._parts.store().open()
-        except BaseException as error:
-            self._ready = None
-            ready.set_exception(error if isinstance(error, Exception) else StoreError("the worker was not opened"))
-            ready.exception()
-            return
-        if not ready.done():
-            ready.set_result(None)
-        grace = self.config.shutdown_grace
-        try:
-            await self._leaving.wait()
-        except asyncio.CancelledError:
-            grace = 0
-        await self._shut(grace)
+        await self._life.begin()
 
     async def _shut(self, grace: float) -> None:
-        self._ready = None
         try:
             await self._parts.runner().close(grace)
             for session in self._sessions:
@@ -225,12 +220,7 @@ class WorkerServer:
 
     async def close(self) -> None:
         """Let turns finish for `shutdown_grace` seconds, cancel the rest, close sockets with 1012, let go of the database."""
-        home = self._home
-        if home is not None and home.get_loop() is asyncio.get_running_loop() and not home.done():
-            self._leaving.set()
-            await asyncio.wait([home])
-            self._home = None
-            home.result()
+        await self._life.end()
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
@@ -244,6 +234,15 @@ class WorkerServer:
     async def migrate(self) -> None:
         """Bring the database's schema up to date, whether or not `database_auto_migrate` is on."""
         await self._parts.store().migrate()
+
+    async def rotate_settings(self) -> int:
+        """Seal the passwords in the settings of all worker ids with the newest `settings_encryption_key`; how many were not.
+
+        Run it once every process has the new key first and the old ones after it; then the old ones may go. It takes nothing from
+        who writes meanwhile. StoreError, once all others are done, names those that no key opens.
+        """
+        await self.ensure_initialized()
+        return await self._parts.settings().rotate()
 
     # ------------------------------------------------------------ the doors
 
@@ -266,36 +265,57 @@ class WorkerServer:
         """
         # Without any handler the connection is served all the same; a message is then answered by NOT_CONFIGURED.
         compiled = None if handler is None and None not in self._handlers else self._compile(handler)
-        state = getattr(websocket, "application_state", None)
-        if state is not None and state.name == "CONNECTING":
-            await websocket.accept()  # type: ignore[attr-defined]
-        try:
-            await self.ensure_initialized()
-        except DooersError:
-            log.exception("a connection was refused: the worker cannot be opened")
-            await websocket.send({"type": "websocket.close", "code": TRY_AGAIN})
+        refused = await self._admit(websocket)
+        if refused is not None:
+            await websocket.send({"type": "websocket.close", "code": refused, "reason": REASONS[refused]})
             return
-        if self._authenticate is None and not self._warned:
-            self._warned = True
-            log.warning("no @worker.authenticate hook: clients are believed who they say they are")
-        desk = Desk(
-            config=self.config,
-            store=self._parts.store(),
-            broadcast=self._parts.broadcast(),
-            collector=self._parts.collector(),
-            runner=self._parts.runner(),
-            clock=self._parts.clock(),
-            settings=self._parts.settings(),
-            schema=self._parts.shape().schema,
-            handler=compiled,
-            authenticate=self._authenticate,
+        desk = self._desk(compiled)
+        session = Session(
+            websocket, partial(route, desk), self.config, desk.broadcast, desk.clock, desk.quotas.single()
         )
-        session = Session(websocket, desk.route, self.config, desk.broadcast, desk.clock)
         self._sessions.add(session)
         try:
             await session.serve()
         finally:
             self._sessions.discard(session)
+
+    async def _admit(self, websocket: WebSocketLike) -> int | None:
+        """Let a connection in, or the code to close it with."""
+        if not origin_allowed(websocket.scope, self.config.allowed_origins):
+            log.warning("a connection from a page of another origin was refused")
+            return NOT_YOU
+        state = getattr(websocket, "application_state", None)
+        if state is not None and state.name == "CONNECTING":
+            await websocket.accept()  # type: ignore[attr-defined]
+        if len(self._sessions) >= self.config.max_connections:
+            log.warning("a connection was refused: there are %d already", len(self._sessions))
+            return TRY_AGAIN
+        try:
+            await self.ensure_initialized()
+        except DooersError:
+            log.exception("a connection was refused: the worker cannot be opened")
+            return TRY_AGAIN
+        if self._authenticate is None and not self._warned:
+            self._warned = True
+            log.warning("no @worker.authenticate hook: clients are believed who they say they are")
+        return None
+
+    def _desk(self, handler: InjectedHandler | None) -> Desk:
+        parts = self._parts
+        return Desk(
+            config=self.config,
+            store=parts.store(),
+            broadcast=parts.broadcast(),
+            collector=parts.collector(),
+            runner=parts.runner(),
+            clock=parts.clock(),
+            settings=parts.settings(),
+            schema=parts.shape().schema,
+            policy=Policy(self.config.permissions, self._authorize),
+            quotas=parts.quotas(),
+            handler=handler,
+            authenticate=self._authenticate,
+        )
 
     async def dispatch(
         self,

@@ -17,12 +17,13 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import field, frozen
 
-from dooers.access import scope_of
+from dooers.access import Access
 from dooers.broadcast import Broadcast, Growth
 from dooers.config import WorkerConfig
-from dooers.exceptions import DooersError, ProtocolError
-from dooers.models import Identity, Scope
+from dooers.exceptions import DooersError, ProtocolError, RateLimitedError, UnauthenticatedError, told
+from dooers.models import Identity, Scope, Thread
 from dooers.protocol import ClientFrame, Dialect, parse, refusal, serialize
+from dooers.quota import Quota
 from dooers.turn import Clock
 
 __all__ = ["AuthRequest", "Message", "Route", "Session", "WebSocketLike"]
@@ -34,7 +35,16 @@ Message: TypeAlias = Any
 # Close codes: 1013 is "try again later" (RFC 6455 registry), 4401, 4403 and 4408 mirror HTTP's 401, 403 and 408.
 SLOW = TRY_AGAIN = 1013
 WHO_ARE_YOU, NOT_YOU, NO_CONNECT, GOING_AWAY = 4401, 4403, 4408, 1012
+REASONS = {
+    TRY_AGAIN: "try again later",
+    WHO_ARE_YOU: "not authenticated",
+    NOT_YOU: "not allowed",
+    NO_CONNECT: "no connect frame in time",
+    GOING_AWAY: "the worker restarts",
+}
 CLOSE_WAIT = 5.0
+# A proof that ends is looked at this often at least: the clock on the wall may be set meanwhile.
+EXPIRY_WATCH = 60.0
 # Messages whose rest a slow reader does without, at most; streams of long ago are forgotten.
 WITHOUT = 1000
 
@@ -66,13 +76,16 @@ class AuthRequest:
     def of(cls, scope: Mapping[str, Any], worker_id: str, claims: Identity, auth_token: str | None) -> AuthRequest:
         """The request behind an ASGI scope and a `connect` frame."""
         client = scope.get("client")
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in scope.get("headers", ()):
+            # A header may come in several lines, over HTTP/2 a cookie each: joined as each is meant to be.
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}{'; ' if name == 'cookie' else ', '}{value}" if name in headers else value
         return cls(
             claims=claims,
             worker_id=worker_id,
             auth_token=auth_token,
-            headers={
-                name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope.get("headers", ())
-            },
+            headers=headers,
             query_params=dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)),
             client=None if client is None else (str(client[0]), int(client[1])),
         )
@@ -85,9 +98,16 @@ class Session:
     """A connection and its state. `broadcast` sees it as a member, routes as the one who asked."""
 
     def __init__(
-        self, socket: WebSocketLike, route: Route, config: WorkerConfig, broadcast: Broadcast, clock: Clock
+        self,
+        socket: WebSocketLike,
+        route: Route,
+        config: WorkerConfig,
+        broadcast: Broadcast,
+        clock: Clock,
+        quota: Quota,
     ) -> None:
         self.socket = socket
+        self.quota = quota
         self._route = route
         self._config = config
         self._broadcast = broadcast
@@ -99,18 +119,59 @@ class Session:
         self._wake = asyncio.Event()
         self._close_code: int | None = None
         self._tasks: TaskGroup | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         # Set by `connected`, and only by it.
-        self.identity: Identity | None = None
-        self.worker_id = ""
+        self._access: Access | None = None
         self.dialect: Dialect = "flat"
         self.capabilities: frozenset[str] = frozenset()
-        self.scope = Scope("", "", "", "")
 
-    def connected(self, worker_id: str, identity: Identity, dialect: Dialect, capabilities: frozenset[str]) -> None:
-        """The connection has an identity now; from here on it hears of what it may see."""
-        self.worker_id, self.identity, self.dialect, self.capabilities = worker_id, identity, dialect, capabilities
-        self.scope = scope_of(identity, worker_id, private=self._config.private_threads)
+    def connected(self, access: Access, quota: Quota, dialect: Dialect, capabilities: frozenset[str]) -> None:
+        """The connection has an identity now; from here on it hears of what it may see, and counts with its like."""
+        self._access, self.dialect, self.capabilities = access, dialect, capabilities
+        self.quota = quota
+        quota.connections.add(self)
         self._broadcast.join(self)
+        self._watch_expiry()
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who this is, None before `connect`."""
+        return None if self._access is None else self._access.identity
+
+    @property
+    def access(self) -> Access:
+        """What this connection may see and do. Not before `connect`."""
+        assert self._access is not None
+        return self._access
+
+    @property
+    def scope(self) -> Scope:
+        """The part of the world this connection lives in."""
+        return self.access.scope
+
+    @property
+    def worker_id(self) -> str:
+        """The worker that this connection is to."""
+        return self.access.scope.worker_id
+
+    def sees(self, thread: Thread) -> bool:
+        """Whether this connection may be told of a thread."""
+        return self.access.sees(thread)
+
+    def _watch_expiry(self) -> None:
+        """Close the session when the proof behind its identity has ended."""
+        left = self._proof_left()
+        if left is None:
+            return
+        if left <= 0:
+            self.close(WHO_ARE_YOU)
+        else:
+            self._expiry = asyncio.get_running_loop().call_later(min(left, EXPIRY_WATCH), self._watch_expiry)
+
+    def _proof_left(self) -> float | None:
+        """Seconds until the identity's proof ends; None where it does not."""
+        expires_at = None if self.identity is None else self.identity.expires_at
+        return None if expires_at is None else (expires_at - self._clock.now()).total_seconds()
 
     # ------------------------------------------------------------ out
 
@@ -200,7 +261,11 @@ class Session:
                 await self._read()
                 self._tasks.cancel_scope.cancel()
         finally:
-            self._broadcast.leave(self)
+            if self._access is not None:
+                self._broadcast.leave(self)
+            self.quota.connections.discard(self)
+            if self._expiry is not None:
+                self._expiry.cancel()
         if self._close_code is not None:
             await self._say_close(self._close_code)
 
@@ -221,11 +286,18 @@ class Session:
         await anyio.sleep_forever()
 
     async def _take(self, text: str | None) -> None:
-        """Answer one frame. Whatever is wrong with it, the socket stays."""
+        """Answer one frame. Whatever is wrong with it, the socket stays.
+
+        Whoever sends too much is told so, and then not read from until there is room again: a flood fills its own buffers.
+        """
         frame_id: str | None = None
+        wait = self.quota.take_frame(len(text or ""), asyncio.get_running_loop().time())
         try:
             frame = parse(self._checked(text))
             frame_id = frame.id
+            self._check_proof()
+            if wait:
+                raise RateLimitedError(f"too many frames; ask again in {wait:.1g} s", wait)
             await self._route(self, frame)
         except DooersError as error:
             frame_id = error.frame_id if isinstance(error, ProtocolError) else frame_id
@@ -233,8 +305,17 @@ class Session:
                 self._refuse_unsafe(frame_id, error)
             else:
                 self.send("ack", refusal(frame_id, error))
+            if isinstance(error, UnauthenticatedError):
+                self.close(WHO_ARE_YOU)
         except Exception as error:
             self._refuse_unsafe(frame_id, error)
+        if wait:
+            await anyio.sleep(wait)
+
+    def _check_proof(self) -> None:
+        left = self._proof_left()
+        if left is not None and left <= 0:
+            raise UnauthenticatedError("what proved your identity has expired; connect again")
 
     def _checked(self, text: str | None) -> str:
         if text is None:
@@ -248,7 +329,8 @@ class Session:
         """An error whose text is not for clients: they get a number, the log has the rest under it."""
         error_id = self._clock.new_id()
         log.error("a frame could not be answered (error %s)", error_id, exc_info=error)
-        self.send("ack", refusal(frame_id, DooersError(f"something went wrong on the server (error {error_id})")))
+        text = told("Something went wrong on the server.", error, error_id, expose=self._config.expose_errors)
+        self.send("ack", refusal(frame_id, DooersError(text)))
 
     async def _write(self) -> None:
         try:
@@ -270,6 +352,6 @@ class Session:
     async def _say_close(self, code: int) -> None:
         with anyio.move_on_after(CLOSE_WAIT):
             try:
-                await self.socket.send({"type": "websocket.close", "code": code})
+                await self.socket.send({"type": "websocket.close", "code": code, "reason": REASONS.get(code, "")})
             except Exception as error:  # it is closed already, which is what was wanted
                 log.debug("a peer was gone before the close: %r", error)

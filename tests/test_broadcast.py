@@ -12,9 +12,10 @@ from attrs import Factory, define, evolve
 from samples import T0, THREAD
 
 import dooers.protocol
+from dooers.access import visible
 from dooers.broadcast import Broadcast, Growth
 from dooers.codec import loads
-from dooers.models import Change, Run, Scope, TextPart, ThreadEvent, User
+from dooers.models import Change, Run, Scope, TextPart, Thread, ThreadEvent, User
 from dooers.protocol import Dialect
 
 PLACE = Scope("worker-1", "org-1", "ws-1")
@@ -49,6 +50,9 @@ class Session:
     texts: list[str] = Factory(list)
     grows: Growth = "done"
     pieces_of: list[str] = Factory(list)
+
+    def sees(self, thread: Thread) -> bool:
+        return visible(thread, self.scope)
 
     def put(self, text: str) -> None:
         self.texts.append(text)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -203,6 +205,16 @@ def test_a_wrong_value_is_refused_with_its_name_what_was_expected_and_what_came(
 
 def test_no_option_goes_without_a_wrong_value_in_these_tests() -> None:
     assert {name for name, _, _ in WRONG} == set(WorkerConfig.names())
+
+
+def test_every_limit_and_its_default_stand_in_the_table_of_the_security_page() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)`(?: \([^|]*\))? \| ([^|]*) \|", page, re.MULTILINE))
+    words = ("max_", "frames_", "outbox_")
+    limits = [name for name in WorkerConfig.names() if name.startswith(words)]
+    limits += ["thread_queue_limit", "connect_timeout", "handler_timeout"]
+    made = config()
+    assert {name: told.get(name) for name in limits} == {name: str(getattr(made, name)) for name in limits}
 
 
 def test_permissions_take_one_role_or_several() -> None:

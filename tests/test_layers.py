@@ -14,10 +14,10 @@ ROOT = Path(__file__).parent.parent / "dooers"
 
 RINGS: list[set[str]] = [
     {"models", "exceptions", "schema", "config"},
-    {"access", "codec", "protocol", "send", "settings", "turn", "history"},
-    {"clock", "stores"},
-    {"lanes", "broadcast", "analytics", "context", "steps", "openturn", "runner", "repository"},
-    {"inject", "container", "session", "resume", "routing", "dispatch"},
+    {"access", "codec", "content", "protocol", "send", "settings", "turn", "history"},
+    {"clock", "stores", "vault"},
+    {"lanes", "broadcast", "quota", "analytics", "context", "steps", "openturn", "runner", "repository"},
+    {"inject", "container", "lifecycle", "session", "resume", "routes", "routing", "dispatch"},
     {"asgi", "server", "client", "chat", "cli", "testing", "__init__", "__main__"},
 ]
 RING = {name: number for number, ring in enumerate(RINGS) for name in ring}
@@ -38,6 +38,7 @@ ONLY_IN = {
     "typer": {"cli", "chat"},
     "rich": {"cli", "chat"},
     "orjson": {"codec"},
+    "cryptography": {"vault"},
 }
 PURE = {"attrs", "cattrs", "orjson", "dooers"}
 
@@ -112,7 +113,7 @@ def test_nothing_is_imported_for_the_type_checker_only() -> None:
 
 
 # What may be imported inside a function: optional or heavy libraries, only when they are needed.
-LAZY = {"httpx", "alembic", "sqlalchemy", "typer", "rich", "uvicorn", "websockets"}
+LAZY = {"cryptography", "httpx", "alembic", "sqlalchemy", "typer", "rich", "uvicorn", "websockets"}
 
 
 def test_imports_inside_functions_are_of_optional_libraries_only() -> None:

@@ -6,17 +6,22 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from attrs import define, evolve
+from dependency_injector import providers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from samples import T0
 
-from dooers import WorkerConfig, WorkerServer
+from dooers import Identity, WorkerConfig, WorkerServer
 from dooers.broadcast import Broadcast
 from dooers.clock import SystemClock
 from dooers.protocol import CLIENT
-from dooers.session import WITHOUT, Session
+from dooers.quota import Quotas
+from dooers.session import REASONS, WITHOUT, Session
 from dooers.testing import Closed, WorkerClient
 
 KEYS = [
@@ -262,7 +267,7 @@ async def unheard(session: Session, frame: Any) -> None:
 
 def a_session(**limits: Any) -> Session:
     config = WorkerConfig(database_type="memory", **limits)
-    return Session(NoSocket(), unheard, config, Broadcast(SystemClock()), SystemClock())
+    return Session(NoSocket(), unheard, config, Broadcast(SystemClock()), SystemClock(), Quotas(config).single())
 
 
 async def test_a_reader_that_is_behind_gets_no_piece_of_a_message_after_one_it_missed() -> None:
@@ -302,3 +307,126 @@ async def test_a_session_forgets_the_messages_of_long_ago_first() -> None:
     session.put_delta("old", "0")
     session.put_delta("new", str(WITHOUT + 4))
     assert list(session._outbox) == ["old"]
+
+
+# ---------------------------------------------------------------- a proof that ends
+
+
+@define
+class SetClock(SystemClock):
+    """A clock on the wall that somebody sets."""
+
+    at: datetime = T0
+
+    def now(self) -> datetime:
+        return self.at
+
+
+def expiring(config: WorkerConfig, clock: SetClock, seconds: float) -> WorkerServer:
+    """A worker whose proofs of identity end so many seconds after T0."""
+    worker = small(config)
+    worker._parts.clock.override(providers.Object(clock))
+
+    @worker.authenticate
+    def authenticate(request: Any) -> Identity:
+        claims: Identity = request.claims
+        return evolve(claims, expires_at=T0 + timedelta(seconds=seconds))
+
+    return worker
+
+
+async def closed_with(client: WorkerClient) -> int:
+    with pytest.raises(Closed) as closed:
+        while True:
+            await client.receive()
+    return closed.value.code
+
+
+@pytest.mark.parametrize("seconds", [0, -1, -1e6])
+async def test_a_proof_that_has_ended_is_none(worker_config: WorkerConfig, seconds: float) -> None:
+    worker = expiring(worker_config, SetClock(), seconds)
+    client = WorkerClient(worker)
+    await client.open()
+    answer = await client.ask("connect", {"worker_id": "worker", **WHO})
+    assert answer["payload"]["error"]["code"] == "UNAUTHENTICATED"
+    assert "expired" in answer["payload"]["error"]["message"]
+    assert await closed_with(client) == 4401
+    await worker.close()
+
+
+async def test_a_frame_after_the_end_of_the_proof_is_refused_and_nothing_after_it_is_read(
+    worker_config: WorkerConfig,
+) -> None:
+    clock = SetClock()
+    worker = expiring(worker_config, clock, 3600)
+    async with WorkerClient(worker) as client:
+        assert (await client.say("hi")).text == "hi"
+        clock.at += timedelta(seconds=3600)
+        for _ in range(2):
+            client.post("event.create", {"event": {"content": [{"type": "text", "text": "too late"}]}})
+        assert (await client.receive())["payload"]["error"]["code"] == "UNAUTHENTICATED"
+        assert await closed_with(client) == 4401
+    assert len(await (await worker.repository()).list_threads()) == 1
+    await worker.close()
+
+
+async def test_an_idle_session_ends_with_its_proof_and_turns_go_on(worker_config: WorkerConfig) -> None:
+    clock = SetClock()
+    worker = expiring(worker_config, clock, 0.05)
+    go_on = asyncio.Event()
+
+    @worker.handler("slow")
+    async def slow(send: Any) -> AsyncIterator[Any]:
+        yield send.run_start()
+        await go_on.wait()
+        yield send.text("done")
+
+    async with WorkerClient(worker, handler="slow") as client:
+        await client.ask("event.create", {"event": {"content": [{"type": "text", "text": "go"}]}})
+        thread_id = (await client.expect("thread.upsert"))["payload"]["thread"]["id"]
+        clock.at += timedelta(seconds=1)
+        assert await closed_with(client) == 4401
+    assert worker.is_answering(thread_id)
+    assert worker._sessions == set()
+    go_on.set()
+    while worker.is_answering(thread_id):
+        await asyncio.sleep(0)
+    repository = await worker.repository()
+    assert [run.status for run in await repository.list_runs()] == ["succeeded"]
+    assert len(await repository.list_events({"thread_id": thread_id})) == 2
+    await worker.close()
+
+
+async def test_a_clock_that_is_set_is_noticed_and_one_that_lags_is_waited_for(
+    worker_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dooers.session.EXPIRY_WATCH", 0.01)
+    clock = SetClock()
+    worker = expiring(worker_config, clock, 1e6)
+    async with WorkerClient(worker) as client:
+        with pytest.raises(TimeoutError):
+            await client.receive(within=0.05)
+        clock.at += timedelta(seconds=1e6)
+        assert await closed_with(client) == 4401
+    await worker.close()
+
+
+async def test_a_session_whose_proof_outlives_it_leaves_no_timer(worker_config: WorkerConfig) -> None:
+    worker = expiring(worker_config, SetClock(), 1e9)
+    async with WorkerClient(worker) as client:
+        (session,) = worker._sessions
+        assert session._expiry is not None
+        await client.ask("ping")
+    assert session._expiry.cancelled()
+    await worker.close()
+
+
+async def test_a_close_says_why(worker_config: WorkerConfig) -> None:
+    for code, said in REASONS.items():
+        assert said, code
+    worker = small(worker_config, connect_timeout=0.02)
+    client = WorkerClient(worker)
+    await client.open()
+    message = await client.socket.to_client.get()
+    assert message == {"type": "websocket.close", "code": 4408, "reason": "no connect frame in time"}
+    await worker.close()

@@ -175,9 +175,9 @@ def test_there_is_a_step_for_every_kind_of_event_but_a_stream_and_its_pieces() -
     [
         (send.text("hi"), TextPart("hi")),
         (send.text(""), TextPart("")),
-        (send.image("u", "image/png", "alt"), ImagePart("u", "image/png", alt="alt")),
-        (send.image("u"), ImagePart("u")),
-        (send.document("u", "f", "m"), DocumentPart("u", "f", "m")),
+        (send.image("https://x/u", "image/png", "alt"), ImagePart("https://x/u", "image/png", alt="alt")),
+        (send.image("https://x/u"), ImagePart("https://x/u")),
+        (send.document("https://x/u", "f", "m"), DocumentPart("https://x/u", "f", "m")),
     ],
 )
 def test_a_message_becomes_one_entry_by_the_assistant(event: WorkerEvent, part: Any) -> None:
@@ -191,8 +191,8 @@ def test_a_message_becomes_one_entry_by_the_assistant(event: WorkerEvent, part: 
     "make",
     [
         lambda author: send.text("x", author=author),
-        lambda author: send.image("u", author=author),
-        lambda author: send.document("u", "f", "m", author),
+        lambda author: send.image("https://x/u", author=author),
+        lambda author: send.document("https://x/u", "f", "m", author),
     ],
 )
 def test_an_author_replaces_the_assistants_name_also_when_it_is_empty(make: Any) -> None:
@@ -376,8 +376,8 @@ def test_a_yielded_secret_is_not_quoted() -> None:
 SENDS = st.sampled_from(
     [
         send.text("x"),
-        send.image("u"),
-        send.document("u", "f", "m"),
+        send.image("https://x/u"),
+        send.document("https://x/u", "f", "m"),
         send.tool_call("t"),
         send.tool_result("t", 1),
         send.tool_transaction("t"),

@@ -1,0 +1,41 @@
+"""What the content of a message may be: how much of it, and where its images and documents may point. Rules only, no storage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from dooers.config import WorkerConfig
+from dooers.exceptions import InvalidValueError, TooLargeError, quoted
+from dooers.models import ContentPart, ImagePart, TextPart
+
+__all__ = ["check_content", "check_url"]
+
+# Other people's browsers will open these: `javascript:` must not pass, nor what a browser makes of "java\nscript:" by dropping
+# the line break. So: the schemes that are known, and no control characters anywhere.
+_WEB = re.compile(r"https?://[^\s/?#\\][^\x00-\x1f\x7f]*", re.IGNORECASE)
+_DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,][^\x00-\x20\x7f]*", re.IGNORECASE)
+
+
+def check_url(url: str, path: str, *, image: bool = False) -> None:
+    """Raise InvalidValueError unless an image or a document may point there: http, https, or data (of an image, for images)."""
+    data = _DATA.fullmatch(url)
+    if data is None and not _WEB.fullmatch(url):
+        raise InvalidValueError(f"{path}: expected an http, https or data URL, got {quoted(url)}")
+    if data is not None and image and not (data[1] or "").lower().startswith("image/"):
+        raise InvalidValueError(f"{path}: expected the data URL of an image, got {quoted(url)}")
+
+
+def check_content(content: Sequence[ContentPart], limits: WorkerConfig, path: str) -> None:
+    """Raise InvalidValueError or TooLargeError for content that a client may not send."""
+    if len(content) > limits.max_content_parts:
+        raise TooLargeError(f"{path}: at most {limits.max_content_parts} parts, got {len(content)}")
+    length = sum(len(part.text) for part in content if isinstance(part, TextPart))
+    if length > limits.max_text_length:
+        raise TooLargeError(f"{path}: at most {limits.max_text_length} characters of text, got {length}")
+    for index, part in enumerate(content):
+        if isinstance(part, TextPart):
+            continue
+        check_url(part.url, f"{path}[{index}].url", image=isinstance(part, ImagePart))
+        if part.url[:5].lower() == "data:" and len(part.url) > limits.max_data_url_bytes:
+            raise TooLargeError(f"{path}[{index}].url: a data URL of at most {limits.max_data_url_bytes} bytes")
