@@ -26,7 +26,6 @@ T = TypeVar("T")
 # Seconds that another process may hold the file before we give up on it.
 PATIENCE = 10.0
 PRAGMAS = (
-    f"busy_timeout={int(PATIENCE * 1000)}",
     "synchronous=FULL",
     "foreign_keys=ON",
     # What is deleted or replaced, a password that is sealed at last for one, is overwritten where that costs no further write.
@@ -62,7 +61,7 @@ class TunedConnection(sqlite3.Connection):
         try:
             super().__init__(*args, **kwargs)
             self.row_factory = sqlite3.Row
-            for pragma in PRAGMAS:
+            for pragma in (f"busy_timeout={int(PATIENCE * 1000)}", *PRAGMAS):
                 super().execute(f"PRAGMA {pragma}").fetchall()
         except sqlite3.Error:
             with suppress(
