@@ -115,9 +115,9 @@ class Access:
     policy: Policy
 
     @property
-    def by_thread(self) -> bool:
-        """Whether the answer may differ from thread to thread inside the scope."""
-        return self.policy.hook is not None
+    def sees_all(self) -> bool:
+        """Whether every thread of the scope exists for them, without a look at it."""
+        return self.policy.hook is None and self.policy.allows(self.identity, "thread.read")
 
     def sees(self, thread: Thread) -> bool:
         """Whether this thread exists for them."""

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from datetime import datetime, timedelta
+from typing import Annotated, Any, get_args
 
 import pytest
+from attrs import define, evolve
+from dependency_injector import providers
+from samples import T0
 
 from dooers import (
     Identity,
     Internal,
     Number,
+    Operation,
     ReadOnly,
     Secret,
     StoreError,
     TextPart,
+    Thread,
     UnauthenticatedError,
     WorkerConfig,
     WorkerServer,
 )
+from dooers.clock import SystemClock
 from dooers.protocol import CLIENT
 from dooers.routing import ROUTES
-from dooers.testing import Closed, WorkerClient
+from dooers.testing import Closed, Reply, WorkerClient
 
 
 def build(config: WorkerConfig) -> WorkerServer:
@@ -73,8 +80,9 @@ def said(text: str, **more: Any) -> dict[str, Any]:
 
 async def code_of(client: WorkerClient, kind: str, payload: dict[str, Any] | None = None) -> str:
     answer = await client.ask(kind, payload)
-    assert answer["type"] == "ack", answer
-    return str(answer["payload"]["error"]["code"]) if not answer["payload"]["ok"] else "ok"
+    if answer["type"] != "ack" or answer["payload"]["ok"]:
+        return "ok"
+    return str(answer["payload"]["error"]["code"])
 
 
 def test_every_client_frame_has_a_route_and_every_route_a_frame() -> None:
@@ -560,3 +568,200 @@ async def test_feedback_is_acknowledged_by_a_frame_of_its_own(worker: WorkerServ
             answer = await client.ask("feedback", payload)
             assert answer["type"] == "feedback.ack"
             assert answer["payload"] == {**payload, "ok": True}
+
+
+# ---------------------------------------------------------------- who may do what
+
+
+async def operations(client: WorkerClient, reply: Reply) -> dict[str, str]:
+    """What a client is told when it tries each operation on a thread of its own tenant."""
+    named = {"thread_id": reply.thread_id}
+    run_id = reply.frames[0]["payload"]["run"]["id"]
+    about = {"target_type": "event", "target_id": reply.event_id, "feedback": "like"}
+    frames: list[tuple[str, str, dict[str, Any]]] = [
+        ("thread.read", "thread.subscribe", named),
+        ("thread.read", "event.list", named),
+        ("thread.read", "thread.list", {}),
+        ("thread.post", "event.create", said("hi", **named)),
+        ("run.cancel", "run.cancel", named),
+        ("run.cancel", "run.cancel", {"run_id": run_id}),
+        ("feedback", "feedback", about),
+        ("settings.read", "settings.subscribe", {}),
+        ("settings.patch", "settings.patch", {"field_id": "model", "value": "new"}),
+        ("analytics.read", "analytics.subscribe", {}),
+        ("thread.delete", "thread.delete", named),
+    ]
+    assert {operation for operation, _, _ in frames} == set(get_args(Operation))
+    return {f"{operation} {kind}": await code_of(client, kind, payload) for operation, kind, payload in frames}
+
+
+def by_table(worker: WorkerServer, operation: Operation) -> WorkerServer:
+    return build(evolve(worker.config, permissions={operation: "admin"}))
+
+
+def by_hook(worker: WorkerServer, operation: Operation) -> WorkerServer:
+    made = build(worker.config)
+    made.authorize(lambda identity, asked, thread: asked != operation or identity.user_role == "admin")
+    return made
+
+
+@pytest.mark.parametrize("denied", [by_table, by_hook])
+@pytest.mark.parametrize("operation", get_args(Operation))
+async def test_an_operation_that_is_kept_to_a_role_is_refused_to_all_others_and_nothing_else_is(
+    worker: WorkerServer, operation: Operation, denied: Any
+) -> None:
+    kept = denied(worker, operation)
+    async with WorkerClient(kept, user_role="admin") as admin, WorkerClient(kept, user_id="member") as member:
+        codes = await operations(member, await admin.say("hi"))
+        for name, code in codes.items():
+            needs_reading = not name.startswith(("settings", "analytics")) and name != "thread.read thread.list"
+            if operation == "thread.read" and needs_reading:
+                assert code == "NOT_FOUND", name  # what may not be read is not there, whatever else one may do
+            else:
+                assert code == ("FORBIDDEN" if name.startswith(operation) else "ok"), name
+        assert set((await operations(admin, await admin.say("hi"))).values()) == {"ok"}
+    await kept.close()
+
+
+async def test_one_line_keeps_settings_and_analytics_to_those_who_should_have_them(worker: WorkerServer) -> None:
+    kept = build(evolve(worker.config, permissions={"settings.patch": "admin", "analytics.read": ["admin", "analyst"]}))
+    roles = {"admin": ("ok", "ok"), "analyst": ("FORBIDDEN", "ok"), "member": ("FORBIDDEN", "FORBIDDEN")}
+    for role, (patch, analytics) in {**roles, "": roles["member"]}.items():
+        async with WorkerClient(kept, user_role=role) as client:
+            patched = await code_of(client, "settings.patch", {"field_id": "model", "value": f"of {role}"})
+            assert (patched, await code_of(client, "analytics.subscribe")) == (patch, analytics), role
+    assert await (await kept.settings()).get("model") == "of admin"
+    await kept.close()
+
+
+@define
+class StoppedClock(SystemClock):
+    """A clock that stands still until somebody sets it."""
+
+    at: datetime = T0
+
+    def now(self) -> datetime:
+        return self.at
+
+
+def hiding(worker: WorkerServer, hidden: Callable[[Thread], bool]) -> WorkerServer:
+    """A worker whose threads are for their own user where `hidden` says so."""
+
+    @worker.authorize
+    def may(identity: Identity, operation: Operation, thread: Thread | None) -> bool:
+        return thread is None or thread.user_id == identity.user_id or not hidden(thread)
+
+    return worker
+
+
+async def walk(client: WorkerClient, limit: int) -> list[str]:
+    """The threads of all pages, as a client sees them that follows the cursors to their end."""
+    seen: list[str] = []
+    cursor = None
+    for _ in range(1000):
+        page = (await client.ask("thread.list", {"limit": limit, "cursor": cursor}))["payload"]
+        assert len(page["threads"]) <= limit
+        seen += [thread["id"] for thread in page["threads"]]
+        cursor = page.get("cursor")
+        if cursor is None:
+            return seen
+    raise AssertionError("the list has no end")
+
+
+@pytest.mark.parametrize(
+    "shown", ["all", "none", "every second", "the last", "the first", "every seventh", "a block"]
+)  # of a list whose every thread was active at one and the same instant, or each at its own
+@pytest.mark.parametrize("ties", [True, False])
+async def test_pages_hold_what_the_hook_shows_and_lose_and_repeat_nothing(shown: str, ties: bool) -> None:
+    worker = hiding(WorkerServer(WorkerConfig(database_type="memory")), lambda thread: thread.title == "hidden")
+    clock = StoppedClock()
+    worker._parts.clock.override(providers.Object(clock))
+    shows: Callable[[int], bool] = {
+        "all": lambda n: True,
+        "none": lambda n: False,
+        "every second": lambda n: n % 2 == 0,
+        "the last": lambda n: n == 99,
+        "the first": lambda n: n == 0,
+        "every seventh": lambda n: n % 7 == 0,
+        "a block": lambda n: 40 <= n < 50,
+    }[shown]
+    repository = await worker.repository()
+    made: list[Thread] = []
+    for number in range(100):
+        clock.at += timedelta(seconds=0 if ties else 1)
+        title = "shown" if shows(number) else "hidden"
+        made.append(await repository.create_thread("worker", "org-1", "ws-1", "owner", title))
+    ordered = sorted(made, key=lambda thread: (thread.last_event_at, thread.id), reverse=True)
+    expected = [thread.id for thread in ordered if thread.title == "shown"]
+    async with WorkerClient(worker) as client, WorkerClient(worker, user_id="owner") as owner:
+        for limit in (1, 3, 10, 50, 99, 100, 200):
+            assert await walk(client, limit) == expected, limit
+            assert await walk(owner, limit) == [thread.id for thread in ordered]
+    await worker.close()
+
+
+async def test_a_cursor_names_no_thread_that_is_hidden(worker: WorkerServer) -> None:
+    hiding(worker, lambda thread: True)
+    repository = await worker.repository()
+    made = [(await repository.create_thread("worker", "org-1", "ws-1", "owner")).id for _ in range(30)]
+    async with WorkerClient(worker) as client:
+        page = (await client.ask("thread.list", {"limit": 1}))["payload"]
+        assert page["threads"] == []
+        told = base64.urlsafe_b64decode(page.get("cursor", "")).decode()
+        assert [thread_id for thread_id in made if thread_id in told] == []
+
+
+async def test_what_is_told_live_is_what_the_hook_shows_at_that_moment(worker: WorkerServer) -> None:
+    open_doors = True
+    hiding(worker, lambda thread: not open_doors)
+    async with WorkerClient(worker) as owner, WorkerClient(worker, user_id="colleague") as other:
+        await other.ask("analytics.subscribe")
+        thread_id = (await owner.say("one")).thread_id
+        assert (await other.ask("thread.subscribe", {"thread_id": thread_id}))["type"] == "thread.snapshot"
+        await owner.say("two", thread_id)
+        await other.ask("ping")
+        kinds = {frame["type"] for frame in other._unread}
+        assert kinds == {"thread.upsert", "event.append", "run.upsert", "analytics.event"}
+        other._unread.clear()
+        open_doors = False
+        await owner.say("three", thread_id)
+        await owner.say("and a thread of its own")
+        await owner.ask("thread.delete", {"thread_id": thread_id})
+        await other.ask("ping")
+        assert other._unread == []
+
+
+async def test_a_hook_that_raises_refuses_everything_and_keeps_the_socket(
+    worker: WorkerServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = False
+
+    @worker.authorize
+    def may(identity: Identity, operation: Operation, thread: Thread | None) -> bool:
+        if broken:
+            raise RuntimeError("the directory is down")
+        return True
+
+    async with WorkerClient(worker) as client:
+        reply = await client.say("hi")
+        broken = True
+        assert set((await operations(client, reply)).values()) == {"FORBIDDEN", "NOT_FOUND"}
+        broken = False
+        assert (await client.say("hi", reply.thread_id)).text == "small: hi"
+    assert "the directory is down" in caplog.text
+
+
+async def test_a_strangers_thread_is_never_asked_of_the_hook(worker: WorkerServer) -> None:
+    asked: list[Thread | None] = []
+
+    @worker.authorize
+    def may(identity: Identity, operation: Operation, thread: Thread | None) -> bool:
+        asked.append(thread)
+        return True
+
+    async with WorkerClient(worker) as owner, WorkerClient(worker, organization_id="other") as stranger:
+        reply = await owner.say("mine")
+        asked.clear()
+        codes = await operations(stranger, reply)
+        assert {code for name, code in codes.items() if "settings" not in name} == {"NOT_FOUND", "ok"}
+        assert [thread for thread in asked if thread is not None] == []

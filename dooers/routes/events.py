@@ -59,7 +59,8 @@ async def event_create(desk: Desk, session: Session, frame: ClientFrame) -> None
         begin_without(desk, session, thread_id)
 
     def accept(opened: OpenTurn) -> None:
-        if opened.repeated:
+        # Who has lost sight of a thread since, or shares an empty user id with somebody, learns that it is a repeat, and no more.
+        if opened.repeated and session.sees(opened.thread):
             if fresh and thread_id != opened.thread.id:
                 desk.broadcast.unsubscribe(session, thread_id)
             if desk.broadcast.is_here(session) and desk.broadcast.subscribe(session, opened.thread.id):
@@ -82,7 +83,7 @@ async def _check_post(desk: Desk, session: Session, thread_id: str | None) -> No
     """Whether somebody may post there. The store makes sure, as it writes, that the thread lies in their scope."""
     if session.quota.turns >= desk.config.max_turns_per_identity:
         raise RateLimitedError(f"at most {desk.config.max_turns_per_identity} messages may wait for an answer at once")
-    if thread_id is not None and session.access.by_thread:
+    if thread_id is not None and not session.access.sees_all:
         await seen_thread(desk, session, "thread.post", thread_id)
     else:
         session.access.check("thread.post")

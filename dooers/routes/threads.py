@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import attrs
+from attrs import evolve
 
 from dooers.exceptions import (
     NotFoundError,
@@ -39,8 +40,9 @@ async def thread_list(desk: Desk, session: Session, frame: ClientFrame) -> None:
     session.hold()  # what is told of a thread while the page is read must come after it: the page may be the older news
     try:
         page, more = await _threads(desk, session, limit, before)
-        total = 0 if _is_nobody(session) else await desk.store.count_threads(_equal(session))
-        result: dict[str, Any] = {"threads": [thread_out(one, session.dialect) for one in page], "total_count": total}
+        result: dict[str, Any] = {"threads": [thread_out(one, session.dialect) for one in page]}
+        if session.access.sees_all:  # else the number would tell of threads that this one does not see
+            result["total_count"] = 0 if _is_nobody(session) else await desk.store.count_threads(_equal(session))
         if more is not None:
             result["cursor"] = write_cursor(more)
         session.send("thread.list.result", result)
@@ -57,15 +59,19 @@ async def _threads(
         return page, None
     for _ in range(LOOKS):
         found = await desk.store.threads(ThreadQuery(equal=_equal(session), limit=limit + 1, before=before))
-        for thread in found[:limit]:
-            if session.sees(thread):
-                page.append(thread)
+        for thread in found:
+            if not session.sees(thread):
+                continue
             if len(page) == limit:
-                return page, None if thread is found[-1] else thread
+                return page, page[-1]
+            page.append(thread)
         if len(found) <= limit:
             return page, None
-        before = (found[limit - 1].last_event_at, found[limit - 1].id)
-    return page, found[limit - 1]
+        last = found[-1]
+        before = (last.last_event_at, last.id)
+    # Where to look on. Its id is left out, for it may be hidden; the time alone will do, unless the next has the very same.
+    after = await desk.store.threads(ThreadQuery(equal=_equal(session), limit=1, before=before))
+    return page, last if after and after[0].last_event_at == last.last_event_at else evolve(last, id="")
 
 
 def _is_nobody(session: Session) -> bool:
