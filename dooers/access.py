@@ -100,7 +100,10 @@ class Policy:
         if self.hook is None:
             return True
         try:
-            return self.hook(identity, operation, thread) is True
+            answer = self.hook(identity, operation, thread)
+            if not isinstance(answer, bool):
+                raise TypeError(f"expected True or False, got {type(answer).__name__}")
+            return answer
         except Exception:
             log.exception("the authorize hook failed; %s is refused", operation)
             return False

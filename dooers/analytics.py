@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
 from typing import Any, Literal
@@ -196,16 +197,21 @@ class Collector:
     async def _send_batches(self) -> None:
         import httpx
 
-        async with httpx.AsyncClient(timeout=TIMEOUT) as client:
-            while not (self._closing and not self._buffer):
-                try:
-                    async with asyncio.timeout(self._config.analytics_flush_interval):
-                        await self._enough.wait()
-                except TimeoutError:
-                    pass  # the interval is over: send what there is, even if it is not a full batch
-                self._enough.clear()
-                while self._buffer:
-                    await self._deliver(client)
+        # The URL may hold a token, and httpx logs each URL that it asks.
+        with _unlogged(httpx.URL(self._config.analytics_webhook_url or "")):
+            async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+                await self._send_all(client)
+
+    async def _send_all(self, client: Any) -> None:
+        while not (self._closing and not self._buffer):
+            try:
+                async with asyncio.timeout(self._config.analytics_flush_interval):
+                    await self._enough.wait()
+            except TimeoutError:
+                pass  # the interval is over: send what there is, even if it is not a full batch
+            self._enough.clear()
+            while self._buffer:
+                await self._deliver(client)
 
     async def _deliver(self, client: Any) -> None:
         count = min(len(self._buffer), self._config.analytics_batch_size)
@@ -244,3 +250,20 @@ class Collector:
                 break
         self.dropped += len(batch.events)
         log.warning("analytics: %d events dropped, the webhook does not take them", len(batch.events))
+
+
+@contextmanager
+def _unlogged(url: Any) -> Iterator[None]:
+    """Keep a URL out of what httpx logs, inside this block."""
+
+    def unseen(record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple("the analytics webhook" if arg == url else arg for arg in record.args)
+        return True
+
+    logger = logging.getLogger("httpx")
+    logger.addFilter(unseen)
+    try:
+        yield
+    finally:
+        logger.removeFilter(unseen)

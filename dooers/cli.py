@@ -96,6 +96,8 @@ def run(
         reload=reload,
         log_config=None,
         log_level="warning",
+        # Deflating costs a tenth of a busy core.
+        ws_per_message_deflate=False,
         timeout_graceful_shutdown=SHUTDOWN,
     )
     server = _Server(config, _welcome(target, served, host, listening))

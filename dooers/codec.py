@@ -26,6 +26,7 @@ from dooers.models import ContentPart, DocumentPart, ImagePart, TextPart, User
 
 __all__ = [
     "clean",
+    "decoded",
     "dumps",
     "fault",
     "loads",
@@ -63,13 +64,21 @@ def dumps(value: Any) -> str:
 
 
 def loads(text: str | bytes) -> Any:
-    """The value of a JSON text; ValueError where it is none."""
+    """The value of a JSON text, such as storage can hold; ValueError where it is none."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return plain(decoded(text))
+
+
+def decoded(text: str | bytes) -> Any:
+    """The value of a JSON text as it is, for `structure` to read strictly; ValueError where it is none."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         # orjson refuses "\ud800"; browsers send it when somebody cuts an emoji in half. NaN is not JSON for either of us.
         try:
-            return plain(json.loads(text, parse_constant=_not_json))
+            return json.loads(text, parse_constant=_not_json)
         except RecursionError:
             raise ValueError("nested too deeply") from None
 
@@ -147,6 +156,8 @@ def _key(key: Any, place: _Place) -> str:
         key = key.value
     if not isinstance(key, str | int | float | UUID | datetime | date) or isinstance(key, bool):
         raise InvalidValueError(f"{_written(place)}: expected keys that are text, got {type(key).__qualname__}")
+    if type(key) is int and not -(2**63) <= key < 2**64:
+        key = _wide(key, place)
     return clean(str(key))
 
 

@@ -177,8 +177,8 @@ def _ssl(instance: Any, attribute: Attribute[Any], value: Any) -> None:
         _one_of(("True", "False", *get_args(SslMode)))(instance, attribute, value)
 
 
-def _masked(_: Any) -> str:
-    return "'***'"
+def _masked(value: Any) -> str:
+    return "None" if value is None else "'***'"
 
 
 @frozen(kw_only=True)
@@ -235,7 +235,7 @@ class WorkerConfig:
 
     # Analytics. Without a URL nothing ever leaves the process.
     analytics_enabled: bool = field(default=True, validator=_of(bool))
-    analytics_webhook_url: str | None = field(default=None, validator=_url)
+    analytics_webhook_url: str | None = field(default=None, validator=_url, repr=_masked)
     analytics_batch_size: int = field(default=10, validator=_at_least(1))
     analytics_flush_interval: float = field(default=5.0, validator=_at_least(0.01, int, float))
 

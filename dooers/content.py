@@ -13,8 +13,9 @@ __all__ = ["check_content", "check_url"]
 
 # Other people's browsers will open these: `javascript:` must not pass, nor what a browser makes of "java\nscript:" by dropping
 # the line break. So: the schemes that are known, and no control characters anywhere.
-_WEB = re.compile(r"https?://[^\s/?#\\][^\x00-\x1f\x7f]*", re.IGNORECASE)
-_DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,][^\x00-\x20\x7f]*", re.IGNORECASE)
+# ASCII, because Unicode folds other letters into these: to a browser "http\u017f:" is no scheme at all, and so a path of our own host.
+_WEB = re.compile(r"https?://[^\x00-\x20\x7f/?#\\][^\x00-\x1f\x7f]*", re.IGNORECASE | re.ASCII)
+_DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,][^\x00-\x20\x7f]*", re.IGNORECASE | re.ASCII)
 
 
 def check_url(url: str, path: str, *, image: bool = False) -> None:
@@ -37,5 +38,5 @@ def check_content(content: Sequence[ContentPart], limits: WorkerConfig, path: st
         if isinstance(part, TextPart):
             continue
         check_url(part.url, f"{path}[{index}].url", image=isinstance(part, ImagePart))
-        if part.url[:5].lower() == "data:" and len(part.url) > limits.max_data_url_bytes:
+        if part.url[:5].lower() == "data:" and len(part.url.encode()) > limits.max_data_url_bytes:
             raise TooLargeError(f"{path}[{index}].url: a data URL of at most {limits.max_data_url_bytes} bytes")

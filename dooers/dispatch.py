@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from dooers.codec import clean, parts, plain
-from dooers.exceptions import DispatchError, HandlerError, InvalidValueError
+from dooers.exceptions import DispatchError, HandlerError, InvalidValueError, quoted
 from dooers.models import ContentPart, EventQuery, Identity, TextPart, ThreadEvent, check_id, text_of
 from dooers.openturn import Handler, Message, OpenTurn, TurnStatus
 from dooers.runner import Runner, waited_threads
@@ -70,7 +70,7 @@ def message_of(
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise InvalidValueError(f"{name}: expected a text, got {value!r}")
+        raise InvalidValueError(f"{name}: expected a text, got {quoted(value)}")
     return clean(value)
 
 

@@ -28,6 +28,8 @@ DooersError                     anything below; `.code` is what a client sees on
 
 from __future__ import annotations
 
+import reprlib
+
 __all__ = [
     "AlreadyConnectedError",
     "ConfigError",
@@ -54,10 +56,16 @@ __all__ = [
 ]
 
 
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
+
+
 def quoted(value: object, limit: int = 60) -> str:
     """A value as errors quote it: cut to `limit` characters, and never itself an error (huge numbers and deep nests have no repr)."""
     try:
-        return repr(value)[:limit]
+        if isinstance(value, list | tuple | dict | set | frozenset):
+            return _short.repr(value)[:limit]  # the repr of a million items would be written out, only to be cut
+        return repr(value[:limit] if isinstance(value, str | bytes) else value)[:limit]
     except Exception:
         return f"a {type(value).__name__}"
 

@@ -155,6 +155,8 @@ class Identity:
     expires_at: datetime | None = None
 
     def __attrs_post_init__(self) -> None:
+        if len(self.identity_ids) > MAX_IDS:
+            raise InvalidValueError(f"Identity.identity_ids: expected at most {MAX_IDS}, got {len(self.identity_ids)}")
         texts = {name: getattr(self, name) for name in _IDENTITY_TEXTS}
         texts |= {f"identity_ids[{index}]": value for index, value in enumerate(self.identity_ids)}
         for name, value in texts.items():
@@ -163,8 +165,6 @@ class Identity:
             most = MAX_ID if "_id" in name else MAX_NAME
             if len(value) > most:
                 raise InvalidValueError(f"Identity.{name}: expected at most {most} characters, got {len(value)}")
-        if len(self.identity_ids) > MAX_IDS:
-            raise InvalidValueError(f"Identity.identity_ids: expected at most {MAX_IDS}, got {len(self.identity_ids)}")
         if self.expires_at is not None and self.expires_at.tzinfo is None:
             raise InvalidValueError("Identity.expires_at: expected an aware time, this one has no time zone")
 

@@ -1,28 +1,28 @@
 """The wire: text to frame and frame to text. No socket, no clock, no store; whatever does not fit raises ProtocolError and nothing else.
 
 `CLIENT` is the table of what clients may send, one attrs class a frame type. `frames_of` turns a Change into frames.
-All four dialects of `connect` are read here; what goes out is one shape for all of them.
+What goes out is one shape for all dialects; how they differ in `connect` is `dialects.py`.
 """
 
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
 from attrs import Factory, field, frozen
 
-from dooers.codec import dumps, loads, plain_parts, plain_user, structure
+from dooers.codec import clean, decoded, dumps, loads, plain_parts, plain_user, structure
+from dooers.dialects import Connect, Dialect, read_connect
 from dooers.exceptions import (
     DooersError,
     InvalidCursorError,
-    InvalidValueError,
     ProtocolError,
     RateLimitedError,
     quoted,
 )
-from dooers.models import Change, ContentPart, Identity, Run, Thread, ThreadEvent, check_id
+from dooers.models import Change, ContentPart, Run, Thread, ThreadEvent
 
 __all__ = [
     "ANSWERS",
@@ -63,20 +63,7 @@ __all__ = [
 # Of this package, as a client is told when it connects.
 VERSION = "0.1.0"
 
-Dialect: TypeAlias = Literal["flat", "metadata", "user", "agents"]
-
 # ---------------------------------------------------------------- what clients send: one class a shape
-
-
-@frozen
-class Connect:
-    """`identity` is what the client claims; `dialect` is told by the keys it used, never by its version."""
-
-    worker_id: str
-    identity: Identity
-    dialect: Dialect
-    auth_token: str | None = field(default=None, repr=False)
-    capabilities: frozenset[str] = frozenset()
 
 
 @frozen
@@ -206,10 +193,24 @@ class ClientFrame:
     payload: Any
 
 
+# How many lists and objects, and how many values in all, a frame may have. A message has a handful, a table of data some thousands; a
+# frame of nothing but brackets would keep everybody waiting while it is read.
+MOST_LISTS, MOST_VALUES = 50_000, 250_000
+
+
+def _check_size(text: str | bytes) -> None:
+    if len(text) <= MOST_LISTS:
+        return
+    count = text.count if isinstance(text, str) else text.decode("latin-1").count
+    if count("[") + count("{") > MOST_LISTS or count(",") > MOST_VALUES:
+        raise ProtocolError(f"at most {MOST_LISTS} lists and objects, and {MOST_VALUES} values", code="TOO_LARGE")
+
+
 def parse(text: str | bytes) -> ClientFrame:
     """The frame in a text, or ProtocolError with the path of the fault and, where it could be read, the frame's id."""
+    _check_size(text)
     try:
-        raw = loads(text)
+        raw = decoded(text)
     except ValueError as error:
         raise ProtocolError(f"is not JSON ({error})") from None
     if type(raw) is not dict:
@@ -217,6 +218,7 @@ def parse(text: str | bytes) -> ClientFrame:
     frame_id = raw.get("id")
     if type(frame_id) is not str:
         raise ProtocolError("is required" if frame_id is None else "expected string", path="id")
+    frame_id = clean(frame_id)  # as it goes back
     kind = raw.get("type")
     shape = CLIENT.get(kind) if type(kind) is str else None
     if shape is None:
@@ -226,88 +228,11 @@ def parse(text: str | bytes) -> ClientFrame:
     try:
         if payload is None:
             payload = {}
-        read = _connect(payload) if shape is Connect else structure(payload, shape, "payload")
+        read = read_connect(payload) if shape is Connect else structure(payload, shape, "payload")
     except ProtocolError as error:
         error.frame_id = frame_id
         raise
     return ClientFrame(frame_id, str(kind), read)
-
-
-# ---------------------------------------------------------------- the four dialects of connect
-
-
-@frozen
-class _Person:
-    """Who somebody is, as far as one place of the payload says. None: it does not say. Empty: it says that it is empty."""
-
-    organization_id: str | None = None
-    workspace_id: str | None = None
-    user_id: str | None = None
-    user_name: str | None = None
-    user_email: str | None = None
-    user_role: str | None = None
-    system_role: str | None = None
-    organization_role: str | None = None
-    workspace_role: str | None = None
-    identity_ids: list[str] | None = None
-
-
-@frozen
-class _Client:
-    capabilities: list[str] | None = None
-
-
-@frozen
-class _RawConnect:
-    worker_id: str | None = None
-    agent_id: str | None = None
-    organization_id: str | None = None
-    workspace_id: str | None = None
-    metadata: _Person | None = None
-    user: _Person | None = None
-    auth_token: str | None = None
-    client: _Client | None = None
-
-
-_PERSON = ("user_id", "user_name", "user_email", "user_role", "system_role", "organization_role", "workspace_role")
-
-
-def _connect(payload: Any) -> Connect:
-    raw = structure(payload, _RawConnect, "payload")
-    worker_id = raw.worker_id if raw.agent_id is None else raw.agent_id
-    if worker_id is None:
-        raise ProtocolError("is required (or agent_id)", path="payload.worker_id")
-    metadata = raw.metadata if raw.metadata is not None else _Person()
-    person = raw.user if raw.user is not None else raw.metadata
-    if person is None:
-        person = structure(payload, _Person, "payload")
-    known: dict[str, Any] = {name: value for name in _PERSON if (value := getattr(person, name)) is not None}
-    known.setdefault("user_id", "")
-    try:
-        check_id(worker_id, "worker_id")
-        identity = Identity(
-            organization_id=_first(raw.organization_id, metadata.organization_id),
-            workspace_id=_first(raw.workspace_id, metadata.workspace_id),
-            identity_ids=person.identity_ids or (),
-            **known,
-        )
-    except InvalidValueError as error:
-        raise ProtocolError(str(error).removeprefix("Identity."), path="payload") from None
-    dialect: Dialect = (
-        "agents"
-        if raw.agent_id is not None
-        else "user"
-        if raw.user is not None
-        else "metadata"
-        if raw.metadata is not None
-        else "flat"
-    )
-    capabilities = raw.client.capabilities if raw.client is not None else None
-    return Connect(worker_id, identity, dialect, raw.auth_token, frozenset(capabilities or ()))
-
-
-def _first(*values: str | None) -> str:
-    return next((value for value in values if value is not None), "")
 
 
 # ---------------------------------------------------------------- what goes out: one shape for all dialects
@@ -439,6 +364,7 @@ def read_cursor(cursor: str) -> tuple[datetime, str]:
         moment = datetime.fromisoformat(at)
         if not isinstance(thread_id, str) or moment.tzinfo is None:
             raise ValueError
+        moment = moment.astimezone(UTC)  # here, where it may still be out of range
     except (ValueError, TypeError, OverflowError):
         raise InvalidCursorError("payload.cursor: is none that this list gave out") from None
     return moment, thread_id

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from attrs import define, field
 
@@ -17,8 +19,8 @@ from dooers.models import Identity
 
 __all__ = ["Bucket", "Quota", "Quotas"]
 
-# A large frame counts for several: one more for each of these.
-WEIGHT = 64 * 1024
+# A large frame counts for several: one more for each of these bytes. So does a long page: one more for each of these rows.
+WEIGHT, ROWS = 4096, 20
 
 
 @define(eq=False)
@@ -36,13 +38,16 @@ class Bucket:
     def take(self, cost: float, now: float) -> float:
         """Take tokens, and return 0; where there are too few, take none, and return the seconds until there will be enough."""
         cost = min(cost, self.burst)
-        if self.level < self.burst:
-            self.level = min(self.burst, self.level + (now - self.at) * self.rate)
-        self.at = now
+        if now > self.at:
+            self.level, self.at = min(self.burst, self.level + (now - self.at) * self.rate), now
         if self.level >= cost:
             self.level -= cost
             return 0.0
         return (cost - self.level) / self.rate
+
+    def charge(self, cost: float) -> None:
+        """Take tokens for what was done already, below zero too: whoever comes next waits for it."""
+        self.level -= cost
 
     def full(self, now: float) -> bool:
         """Whether nobody would notice if this were made anew."""
@@ -56,6 +61,15 @@ class Quota:
     bucket: Bucket
     connections: set[Member] = field(factory=set)
     turns: int = 0
+
+    @contextmanager
+    def posting(self) -> Iterator[None]:
+        """Count a message whose turn is not open yet: of those that come at once, too, only so many may."""
+        self.turns += 1
+        try:
+            yield
+        finally:
+            self.turns -= 1
 
     def begin_turn(self, over: asyncio.Future[None]) -> None:
         """Count a turn until it is over."""

@@ -353,6 +353,8 @@ class Runner:
                 error_id,
                 exc_info=error,
             )
+        elif error is not None and not isinstance(error, asyncio.CancelledError):
+            log.warning("handler %s failed while it was stopped", opened.message.handler.name, exc_info=error)
         try:
             with suppress(asyncio.CancelledError):  # of a loop that ends: the run must be closed all the same
                 await steps.finish()

@@ -54,7 +54,7 @@ class WorkerServer:
 
     def __init__(self, config: WorkerConfig) -> None:
         if not isinstance(config, WorkerConfig):
-            raise ConfigError(f"WorkerServer: expected a WorkerConfig, got {config!r}")
+            raise ConfigError(f"WorkerServer: expected a WorkerConfig, got {type(config).__name__}")
         self.config = config
         self._parts = Worker(config=config)
         self._parts.vault()  # a key without its library is told here, not with the first password
@@ -156,7 +156,7 @@ class WorkerServer:
         """
         if self._authorize is not None:
             raise SignatureError("this worker has an authorize hook already")
-        if not callable(function) or inspect.iscoroutinefunction(function):
+        if not callable(function) or any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
             raise SignatureError(f"@worker.authorize: expected a plain function, not async, got {function!r}")
         try:
             inspect.signature(function).bind(None, None, None)
@@ -287,13 +287,13 @@ class WorkerServer:
         state = getattr(websocket, "application_state", None)
         if state is not None and state.name == "CONNECTING":
             await websocket.accept()  # type: ignore[attr-defined]
-        if len(self._sessions) >= self.config.max_connections:
-            log.warning("a connection was refused: there are %d already", len(self._sessions))
-            return TRY_AGAIN
         try:
             await self.ensure_initialized()
         except DooersError:
             log.exception("a connection was refused: the worker cannot be opened")
+            return TRY_AGAIN
+        if len(self._sessions) >= self.config.max_connections:
+            log.warning("a connection was refused: there are %d already", len(self._sessions))
             return TRY_AGAIN
         if self._authenticate is None and not self._warned:
             self._warned = True

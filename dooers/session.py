@@ -23,7 +23,7 @@ from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, ProtocolError, RateLimitedError, UnauthenticatedError, told
 from dooers.models import Identity, Scope, Thread
 from dooers.protocol import ClientFrame, Dialect, parse, refusal, serialize
-from dooers.quota import Quota
+from dooers.quota import WEIGHT, Quota
 from dooers.turn import Clock
 
 __all__ = ["AuthRequest", "Message", "Route", "Session", "WebSocketLike"]
@@ -45,6 +45,7 @@ REASONS = {
 CLOSE_WAIT = 5.0
 # A proof that ends is looked at this often at least: the clock on the wall may be set meanwhile.
 EXPIRY_WATCH = 60.0
+BEFORE_CONNECT = 64 * 1024
 # Messages whose rest a slow reader does without, at most; streams of long ago are forgotten.
 WITHOUT = 1000
 
@@ -278,22 +279,25 @@ class Session:
                     return
                 # Once it is to close, nothing is taken any more: a refused client cannot slip anything in.
                 if message["type"] == "websocket.receive" and self._close_code is None:
-                    await self._take(message.get("text"))
+                    await self._take(message.get("text"), len(message.get("bytes") or b""))
                 if self.identity is not None:
                     waiting.deadline = float("inf")
         # Only an identity that was never given runs into the deadline.
         self.close(NO_CONNECT)
         await anyio.sleep_forever()
 
-    async def _take(self, text: str | None) -> None:
+    async def _take(self, text: str | None, size: int) -> None:
         """Answer one frame. Whatever is wrong with it, the socket stays.
 
         Whoever sends too much is told so, and then not read from until there is room again: a flood fills its own buffers.
         """
         frame_id: str | None = None
-        wait = self.quota.take_frame(len(text or ""), asyncio.get_running_loop().time())
+        wait = self.quota.take_frame(size or len(text or ""), asyncio.get_running_loop().time())
         try:
-            frame = parse(self._checked(text))
+            text = self._checked(text)
+            if wait and len(text) > WEIGHT:  # not even read: that alone would cost what it may not have
+                raise RateLimitedError(f"too many frames; ask again in {wait:.1g} s", wait)
+            frame = parse(text)
             frame_id = frame.id
             self._check_proof()
             if wait:
@@ -321,6 +325,8 @@ class Session:
         if text is None:
             raise ProtocolError("binary frames are not part of the protocol; send text")
         limit = self._config.max_frame_bytes
+        if self._access is None:  # who is not anybody yet needs no more than room for a token
+            limit = min(limit, BEFORE_CONNECT)
         if len(text) > limit or (len(text) * 4 > limit and len(text.encode("utf-8", "surrogatepass")) > limit):
             raise ProtocolError(f"the frame is over {limit} bytes", code="TOO_LARGE")
         return text

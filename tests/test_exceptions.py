@@ -18,9 +18,12 @@ from dooers.exceptions import (
     InvalidValueError,
     NoAnswerError,
     ProtocolError,
+    RateLimitedError,
     SignatureError,
     quoted,
+    told,
 )
+from dooers.protocol import refusal
 
 CLASSES: list[type[DooersError]] = [getattr(exceptions, name) for name in exceptions.__all__]
 
@@ -87,8 +90,37 @@ def test_a_quoted_value_is_short_and_never_an_error_itself() -> None:
     assert quoted("a") == "'a'"
     assert len(quoted("x" * 1000)) == 60
     assert quoted("x" * 1000, 10) == "'xxxxxxxxx"
-    assert quoted(deep) in ("a list", "[" * 60)  # how deep a repr may go differs between interpreters
+    assert quoted(deep) == "[[[[[[[...]]]]]]]"
+    assert len(quoted(["x"] * 1_000_000)) < 60
     assert quoted(10**5000) == "a int"
     assert quoted(Rude()) == "a Rude"
     while deep:  # freed layer by layer: some interpreters recurse when they free it at once
         deep = deep[0]  # type: ignore[assignment]
+
+
+def test_people_are_told_a_number_and_only_a_developer_the_text() -> None:
+    error = RuntimeError("postgres://admin:hunter2@db/prod")
+    safe = told("Something went wrong.", error, "e-1", expose=False)
+    assert safe == "Something went wrong. If it happens again, mention this number: e-1"
+    exposed = told("Something went wrong.", error, "e-1", expose=True)
+    assert exposed.startswith("Something went wrong. RuntimeError")
+    assert "postgres://admin:hunter2@db/prod" in exposed
+    assert exposed.endswith("(error e-1)")
+
+
+def test_an_error_that_cannot_be_put_into_words_is_told_all_the_same() -> None:
+    class Rude(Exception):
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+        __str__ = __repr__
+
+    assert told("Something went wrong.", Rude(), "e-1", expose=True) == "Something went wrong. a Rude (error e-1)"
+    assert len(told("Something went wrong.", RuntimeError("x" * 100_000), "e-1", expose=True)) < 2000
+
+
+@pytest.mark.parametrize("seconds", [0.0001, 0.0004, 0.0005, 0.1234, 0.9999, 1.0, 100.00001])
+def test_whoever_comes_back_when_they_were_told_to_is_not_too_early(seconds: float) -> None:
+    refused = refusal("f", RateLimitedError("too much", seconds))["error"]
+    assert seconds <= refused["retry_after"] <= seconds + 0.002
+    assert "retry_after" not in refusal("f", DooersError("no"))["error"]

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent / "dooers"
 
 RINGS: list[set[str]] = [
     {"models", "exceptions", "schema", "config"},
-    {"access", "codec", "content", "protocol", "send", "settings", "turn", "history"},
+    {"access", "codec", "content", "dialects", "protocol", "send", "settings", "turn", "history"},
     {"clock", "stores", "vault"},
     {"lanes", "broadcast", "quota", "analytics", "context", "steps", "openturn", "runner", "repository"},
     {"inject", "container", "lifecycle", "session", "resume", "routes", "routing", "dispatch"},

@@ -9,14 +9,19 @@ import textwrap
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from attrs import evolve
+from fakes import serving
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
-from dooers import ConfigError, SettingsField, SettingsSchema, StoreError, WorkerConfig, WorkerServer
-from dooers.testing import WorkerClient
+from dooers import ConfigError, SettingsField, SettingsSchema, SignatureError, StoreError, WorkerConfig, WorkerServer
+from dooers.testing import Closed, WorkerClient
 
 WHO: dict[str, Any] = {"organization_id": "o", "workspace_id": "w", "user_id": "u"}
 
@@ -202,8 +207,6 @@ async def test_a_worker_that_cannot_open_closes_the_socket_with_try_again(tmp_pa
     worker.handler(hello)
     client = WorkerClient(worker)
     await client.open()
-    from dooers.testing import Closed
-
     with pytest.raises(Closed) as closed:
         await client.receive()
     assert closed.value.code == 1013
@@ -243,7 +246,7 @@ def test_a_worker_has_a_classic_schema_or_a_class_not_both(worker_config: Worker
 
 
 def test_a_config_of_the_wrong_type_is_refused() -> None:
-    with pytest.raises(ConfigError, match="expected a WorkerConfig, got 'sqlite'"):
+    with pytest.raises(ConfigError, match="expected a WorkerConfig, got"):
         WorkerServer("sqlite")  # type: ignore[arg-type]
 
 
@@ -266,3 +269,90 @@ async def test_typed_settings_are_loaded_from_the_classic_object(worker_config: 
     await settings.set("model", "large")
     assert await settings.load() == Settings(model="large")
     await worker.close()
+
+
+# ---------------------------------------------------------------- which page may open a socket
+
+
+@pytest.mark.parametrize(
+    ("origin", "lets_in"),
+    [
+        ("https://app.example", True),
+        ("https://evil.example", False),
+        ("https://app.example.evil.example", False),
+        ("null", False),
+        (None, True),
+    ],
+)
+async def test_a_page_of_another_origin_gets_403_before_the_socket_is_open(
+    worker_config: WorkerConfig, origin: str | None, lets_in: bool
+) -> None:
+    asked: list[Any] = []
+    worker = WorkerServer(evolve(worker_config, allowed_origins=["https://app.example"]))
+    worker.authenticate(asked.append)
+    headers = {} if origin is None else {"Origin": origin}
+    async with serving(worker.asgi_app()) as address:
+        opening = connect(f"ws://{address}/ws", additional_headers=headers, proxy=None)
+        if lets_in:
+            async with opening as socket:
+                await socket.send('{"id": "1", "type": "ping"}')
+                assert '"pong"' in str(await socket.recv())
+        else:
+            with pytest.raises(InvalidStatus) as refused:
+                await opening
+            assert refused.value.response.status_code == 403
+            assert refused.value.response.body in (None, b"")
+    assert asked == []
+    await worker.close()
+
+
+async def test_a_socket_that_its_host_has_accepted_already_is_closed_for_a_wrong_page(
+    worker_config: WorkerConfig,
+) -> None:
+    worker = WorkerServer(evolve(worker_config, allowed_origins=[]))
+    client = WorkerClient(worker, headers={"Origin": "https://app.example"})
+    await client.open()
+    with pytest.raises(Closed) as closed:
+        await client.receive()
+    assert closed.value.code == 4403
+    assert not Path(worker_config.database_name).exists()  # it has not even been opened
+    await worker.close()
+
+
+# ---------------------------------------------------------------- the hook that says who may do what
+
+
+def test_an_authorize_hook_that_cannot_work_is_refused_when_it_is_registered(worker_config: WorkerConfig) -> None:
+    async def waits(identity: Any, operation: Any, thread: Any) -> bool:
+        return True
+
+    class Waits:
+        async def __call__(self, identity: Any, operation: Any, thread: Any) -> bool:
+            return True
+
+    wrong: list[tuple[Any, str]] = [
+        (waits, "not async"),
+        (partial(waits), "not async"),
+        (Waits(), "not async"),
+        (None, "a plain function"),
+        ("name", "a plain function"),
+        (lambda: True, r"\(identity, operation, thread\)"),
+        (lambda identity, operation: True, r"\(identity, operation, thread\)"),
+        (lambda identity, operation, thread, more: True, r"\(identity, operation, thread\)"),
+        (lambda *, identity, operation, thread: True, r"\(identity, operation, thread\)"),
+    ]
+    for hook, told in wrong:
+        with pytest.raises(SignatureError, match=told):
+            WorkerServer(worker_config).authorize(hook)
+
+
+@pytest.mark.parametrize("kind", ["authorize", "authenticate"])
+def test_a_worker_has_one_hook_of_a_kind_and_gives_the_function_back(worker_config: WorkerConfig, kind: str) -> None:
+    worker = WorkerServer(worker_config)
+
+    def hook(*_: Any) -> bool:
+        return True
+
+    assert getattr(worker, kind)(hook) is hook
+    with pytest.raises(SignatureError, match=f"an {kind} hook already"):
+        getattr(worker, kind)(hook)

@@ -23,7 +23,7 @@ from dooers.exceptions import (
 )
 from dooers.models import Identity, Operation, Thread
 from dooers.openturn import Handler
-from dooers.quota import Quotas
+from dooers.quota import ROWS, Quotas
 from dooers.runner import Runner
 from dooers.schema import SettingsSchema
 from dooers.session import AuthRequest, Session
@@ -34,7 +34,7 @@ __all__ = ["Authenticate", "Desk", "begin_without", "need_schema", "own_worker",
 
 Authenticate: TypeAlias = Callable[[AuthRequest], "Awaitable[Identity | None] | Identity | None"]
 
-PAGE = 50
+USUAL = 50
 
 
 @frozen(kw_only=True)
@@ -72,11 +72,14 @@ def room_for(desk: Desk, session: Session, thread_id: str) -> bool:
     return False
 
 
-def page_size(desk: Desk, limit: int | None) -> int:
+def page_size(desk: Desk, session: Session, limit: int | None) -> int:
+    """How many rows a page has; a long one counts for several frames."""
     most = desk.config.max_page_size
     if limit is not None and limit < 1:
         raise InvalidValueError(f"payload.limit: expected 1 to {most}, got {limit}")
-    return min(PAGE if limit is None else limit, most)
+    size = min(USUAL if limit is None else limit, most)
+    session.quota.bucket.charge(size / ROWS)
+    return size
 
 
 def own_worker(session: Session, *names: str | None) -> None:

@@ -72,7 +72,8 @@ async def event_create(desk: Desk, session: Session, frame: ClientFrame) -> None
             desk.runner.start(opened)
 
     try:
-        await desk.runner.open(message, accept)
+        with session.quota.posting():
+            await desk.runner.open(message, accept)
     except Exception:
         if fresh:
             desk.broadcast.unsubscribe(session, thread_id)
@@ -106,7 +107,7 @@ async def run_cancel(desk: Desk, session: Session, frame: ClientFrame) -> None:
 
 async def event_list(desk: Desk, session: Session, frame: ClientFrame) -> None:
     payload: EventList = frame.payload
-    limit = page_size(desk, payload.limit)
+    limit = page_size(desk, session, payload.limit)
     thread = session.access.seen(await desk.store.thread(payload.thread_id))
     before_seq = None
     if payload.before_event_id is not None:

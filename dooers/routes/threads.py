@@ -22,9 +22,11 @@ from dooers.protocol import (
     thread_out,
     write_cursor,
 )
+from dooers.quota import ROWS
 from dooers.resume import send_snapshot
 from dooers.routes.desk import Desk, begin_without, page_size, room_for, seen_thread
 from dooers.session import Session
+from dooers.stores import PAGE
 
 __all__ = ["thread_delete", "thread_list", "thread_subscribe", "thread_unsubscribe"]
 
@@ -34,7 +36,7 @@ LOOKS = 10
 
 async def thread_list(desk: Desk, session: Session, frame: ClientFrame) -> None:
     payload: ThreadList = frame.payload
-    limit = page_size(desk, payload.limit)
+    limit = page_size(desk, session, payload.limit)
     session.access.check("thread.read")
     before = None if payload.cursor is None else read_cursor(payload.cursor)
     session.hold()  # what is told of a thread while the page is read must come after it: the page may be the older news
@@ -86,6 +88,7 @@ def _equal(session: Session) -> dict[str, str]:
 async def thread_subscribe(desk: Desk, session: Session, frame: ClientFrame) -> None:
     """Snapshot, then live: what is published while the snapshot is read is held back and follows it."""
     payload: ThreadSubscribe = frame.payload
+    session.quota.bucket.charge(PAGE / ROWS)
     was_live = room_for(desk, session, payload.thread_id)
     desk.broadcast.hold(session, payload.thread_id)
     try:
