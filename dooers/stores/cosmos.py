@@ -225,7 +225,8 @@ class CosmosStore:
                 found = [evolve(run_of(row["body"]), status="running", ended_at=None, error=None) for row in rows]
             else:
                 event = await self._container.read(event_name(asked), document["pk"])
-                found = event["body"]["seq"] if event is not None and event["kind"] == "event" else None
+                seq = event["body"]["seq"] if event is not None and event["kind"] == "event" else None
+                found = seq if seq is not None and seq <= thread.last_seq else None
             reader.answers.append((asked, found))
 
     async def run(self, run_id: str) -> Run | None:

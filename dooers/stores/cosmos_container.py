@@ -12,8 +12,8 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from contextvars import ContextVar
 from io import BytesIO
 from typing import Any, TypeAlias, TypeVar
@@ -117,7 +117,12 @@ class Container:
     async def open(self) -> None:
         """Connect; the container need not be there yet."""
         local = urlsplit(self._endpoint).hostname in LOOPBACK
-        context = ssl.create_default_context(cafile=self._ca)
+        try:
+            context = ssl.create_default_context(cafile=self._ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"WorkerConfig.database_ssl_ca: expected a PEM file of certificates, got {self._ca!r}"
+            ) from error
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=context),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -155,14 +160,19 @@ class Container:
         if client is None:
             raise self._not_open()
 
-        async def work() -> None:
-            database = await client.create_database_if_not_exists(self._database_name)
-            # Documents that are to go by themselves say so; the container only allows it.
-            await database.create_container_if_not_exists(
-                self.name, PartitionKey(path="/pk"), indexing_policy=dict(indexing), default_ttl=-1
-            )
+        async def database() -> None:
+            with _there_already():
+                await client.create_database_if_not_exists(self._database_name)
 
-        await self._call(work, again=READ_AGAIN)
+        async def container() -> None:
+            # Documents that are to go by themselves say so; the container only allows it.
+            with _there_already():
+                await client.get_database_client(self._database_name).create_container_if_not_exists(
+                    self.name, PartitionKey(path="/pk"), indexing_policy=dict(indexing), default_ttl=-1
+                )
+
+        await self._call(database, again=READ_AGAIN)
+        await self._call(container, again=READ_AGAIN)
 
     async def check(self) -> None:
         """StoreError where the container is missing, or is somebody else's."""
@@ -268,6 +278,16 @@ class Container:
 
     def _not_open(self) -> StoreError:
         return StoreError(f"the Cosmos DB store {self._database_name!r} is not open")
+
+
+@contextmanager
+def _there_already() -> Iterator[None]:
+    """Somebody else may make it between the SDK's look and its own try: as good as having made it."""
+    try:
+        yield
+    except HttpResponseError as error:
+        if error.status_code != 409:
+            raise
 
 
 def _endpoint(host: str) -> str:

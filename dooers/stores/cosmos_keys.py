@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -68,12 +67,14 @@ class RepeatKeys:
                     operation = ("replace", (KEY, claim), {"if_match_etag": held["_etag"]})
                 else:
                     operation = ("create", (claim,), {})
-                if conflict.status == 0:
+                if conflict.status == 0 or held is None:
                     await tries.again(conflict)
 
     async def _fate(self, change: Change, held: dict[str, Any], tries: Tries) -> Change | None:
         """What became of a claim: the Change that made it, or None if there is none and there never will be."""
         until = time.monotonic() + LEASE
+        if held["event_id"] == change.events[0].id and held["thread_id"] == change.thread.id:
+            return None  # this very Change, tried before: it can be written once only, and is not in its own way
         while True:
             pending, first = await self._named(change, held)
             if not pending:
@@ -107,10 +108,13 @@ class RepeatKeys:
         held = await self._container.read(KEY, key_partition(change.repeat_key or ""))
         return None if held is None else (await self._named(change, held))[1]
 
-    async def forget(self, repeat_key: str | None, **what: str) -> None:
+    async def forget(self, repeat_key: str | None, tries: Tries, **what: str) -> None:
         """Forget a key, if it still names that event, or has that mark."""
         partition = key_partition(repeat_key or "")
-        held = await self._container.read(KEY, partition)
-        if held is not None and all(held[name] == value for name, value in what.items()):
-            with suppress(Conflict):  # then it is somebody else's by now
+        while (held := await self._container.read(KEY, partition)) is not None:
+            if any(held[name] != value for name, value in what.items()):
+                return
+            try:
                 await self._container.commit(partition, [("delete", (KEY,), {"if_match_etag": held["_etag"]})])
+            except Conflict as conflict:  # somebody else's by now, or the answer was lost: look again
+                await tries.again(conflict)

@@ -227,7 +227,7 @@ class Writer:
 
     async def _refused(self, change: Change, mark: str, claimed: bool) -> Change:
         if claimed:
-            await self._keys.forget(change.repeat_key, mark=mark)
+            await self._keys.forget(change.repeat_key, Tries(self._timeout), mark=mark)
         elif change.repeat_key is not None and (first := await self._keys.first(change)) is not None:
             return first
         raise NotFoundError("there is no such thread")
@@ -282,7 +282,7 @@ class Writer:
         while rest := await self._container.query(query.text, query.values, query.partition):
             for found in rest:
                 if found.get("repeat_key") is not None:
-                    await self._keys.forget(found["repeat_key"], event_id=found["event_id"])
+                    await self._keys.forget(found["repeat_key"], Tries(self._timeout), event_id=found["event_id"])
             document = await self._transact(_own(document), document, [_delete(found["id"]) for found in rest])
         return document
 
@@ -299,7 +299,7 @@ class Writer:
                     break
                 await tries.again(conflict)
         if document.get("repeat_key") is not None:
-            await self._keys.forget(document["repeat_key"], event_id=document["body"]["id"])
+            await self._keys.forget(document["repeat_key"], tries, event_id=document["body"]["id"])
 
     def _remember(self, thread_id: str, known: _Known) -> None:
         self._known[thread_id] = known
