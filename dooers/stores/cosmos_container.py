@@ -116,9 +116,10 @@ class Container:
 
     async def open(self) -> None:
         """Connect; the container need not be there yet."""
-        local = urlsplit(self._endpoint).hostname in LOOPBACK
+        parts = urlsplit(self._endpoint)
+        local = parts.hostname in LOOPBACK
         try:
-            context = ssl.create_default_context(cafile=self._ca)
+            context = ssl.create_default_context(cafile=self._ca) if parts.scheme == "https" else True
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(
                 f"WorkerConfig.database_ssl_ca: expected a PEM file of certificates, got {self._ca!r}"

@@ -27,10 +27,11 @@ KEY = "bm90LWEtc2VjcmV0"
 
 @frozen
 class Service:
-    """Where it is."""
+    """Where it is, and whether what tests make there stays when they are over."""
 
     url: str
     key: str
+    keeps: bool = False
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def service() -> Iterator[Service]:
     """A running service; the test that asks is skipped, with the reason, where there can be none."""
     url, key = os.environ.get("DOOERS_TEST_COSMOS_URL"), os.environ.get("DOOERS_TEST_COSMOS_KEY", KEY)
     if url:
-        yield Service(url, key)
+        yield Service(url, key, keeps=True)
         return
     _install()
     process = subprocess.Popen(
@@ -63,7 +64,7 @@ def _install() -> None:
             pytest.skip(f"the Cosmos DB emulator needs {program} (Node 20), which is not installed")
     modules, lock = HERE / "node_modules", HERE / "package-lock.json"
     done = modules / ".installed"
-    with (HERE / ".gitignore").open() as guard:
+    with lock.open() as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)  # several test runs may begin at once
         if done.is_file() and done.read_text() == lock.read_text():
             return

@@ -20,7 +20,7 @@ from contract import SCOPE, StoreContract, a_run, a_thread, an_event, later, ope
 from services.between import Asked, Between, between, lose, throttle, unplug
 from services.cosmos import Service, service
 
-from dooers import WorkerConfig
+from dooers import WorkerConfig, WorkerServer
 from dooers.exceptions import ConfigError, DooersError, NotFoundError, StoreError
 from dooers.models import Change, EventQuery, RunQuery, ThreadQuery
 from dooers.stores import Store, cosmos_keys, open_store
@@ -46,13 +46,14 @@ async def config(cosmos: Service) -> AsyncIterator[WorkerConfig]:
         database_name=f"dooers-test-{uuid4().hex[:12]}",
     )
     yield config
-    store = CosmosStore(config)
-    await store._container.open()
-    client = store._container._client
-    assert client is not None
-    if config.database_name in [one["id"] async for one in client.list_databases()]:
-        await client.delete_database(config.database_name)
-    await store._container.close()
+    if cosmos.keeps:
+        store = CosmosStore(config)
+        await store._container.open()
+        client = store._container._client
+        assert client is not None
+        if config.database_name in [one["id"] async for one in client.list_databases()]:
+            await client.delete_database(config.database_name)
+        await store._container.close()
 
 
 @asynccontextmanager
@@ -215,7 +216,7 @@ async def test_a_wrong_file_of_certificates_is_a_config_error(config: WorkerConf
     wrong = tmp_path / "ca.pem"
     wrong.write_text("no certificate")
     with pytest.raises(ConfigError, match="database_ssl_ca"):
-        await CosmosStore(evolve(config, database_ssl_ca=str(wrong))).open()
+        await CosmosStore(evolve(config, database_host="https://127.0.0.1:9/", database_ssl_ca=str(wrong))).open()
 
 
 # ---------------------------------------------------------------- several at once
@@ -744,3 +745,37 @@ async def test_any_text_may_be_an_id(store: CosmosStore, value: str) -> None:
         await store.apply(opening(thread, an_event(thread, "one")))
         assert await store.thread(value) is not None
         assert texts(await store.events(EventQuery(thread_id=value))) == ["one"]
+
+
+# ---------------------------------------------------------------- a worker on it
+
+
+async def test_a_worker_answers_and_remembers_on_cosmos(config: WorkerConfig, line: Between) -> None:
+    worker = WorkerServer(evolve(config, database_host=line.url))
+
+    @worker.handler
+    async def agent(incoming: Any, send: Any, memory: Any) -> AsyncIterator[Any]:
+        yield send.run_start()
+        known = await memory.get_history()
+        yield send.text(f"{len(known)}: {incoming.message}")
+        yield send.run_end()
+
+    try:
+        who = {"organization_id": "o", "workspace_id": "w", "user_id": "u"}
+        first = await worker.dispatch(message="hi", idempotency_key="1", **who)
+        await first.collect()
+        line.asked.clear()
+        second = await worker.dispatch(message="again", thread_id=first.thread_id, idempotency_key="2", **who)
+        await second.collect()
+        # The key, the message, and one for each of three steps; the history is a query and a look at the thread.
+        assert sum(bool(asked.batch) for asked in line.asked) == 5
+        assert len(line.asked) <= 10
+        repeated = await worker.dispatch(message="again", thread_id=first.thread_id, idempotency_key="2", **who)
+        await repeated.collect()
+        assert repeated.is_repeat
+        repository = await worker.repository()
+        events = await repository.list_events({"thread_id": first.thread_id}, {"direction": "asc"})
+        assert texts(events) == ["hi", "1: hi", "again", "3: again"]
+        assert {run.status for run in await repository.list_runs({"thread_id": first.thread_id})} == {"succeeded"}
+    finally:
+        await worker.close()
