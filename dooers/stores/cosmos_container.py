@@ -193,7 +193,8 @@ class Container:
             try:
                 found = await self._need().read_item(document_id, partition_key=partition, response_hook=_count)
             except HttpResponseError as error:
-                if error.status_code == 404:
+                # With a sub-status it is something else that is missing: the container, or the session's replica.
+                if error.status_code == 404 and not getattr(error, "sub_status", None):
                     _count(getattr(error, "headers", None) or {})
                     return None
                 raise
