@@ -5,7 +5,8 @@ What it costs, in request units as Microsoft states them for documents of about 
 about 3, a write about 6 to 10 with the few paths that are indexed. So:
 
 - A Change is one transaction, and in a thread that this process wrote last it is the only request: the thread's document is
-  remembered, and its ETag says whether that was right. A message with a repeat key pays one write more, for the key's own document.
+  remembered, and its ETag says whether that was right. Changes that wait for it share the next one, and pay the thread's document once.
+  A message with a repeat key pays one write more, for the key's own document.
 - Reading a thread's events is one query and one point read side by side, both in the thread's partition.
 - What comes with an event's or a run's id alone (`event`, `run`, `remove_event`) asks all partitions. A document that leads from the id to
   the thread would cost a write for each event, to save a few units in calls that are made for one event in thousands.
@@ -45,7 +46,7 @@ from dooers.stores.cosmos_documents import (
     shown,
     thread_partition,
 )
-from dooers.stores.cosmos_writer import Writer
+from dooers.stores.cosmos_writer import Writer, together
 from dooers.stores.sql import event_of, run_of, stamp, thread_of
 
 __all__ = ["CosmosStore"]
@@ -54,6 +55,9 @@ log = logging.getLogger("dooers")
 
 # Threads that are written at the same time. More would only wait for a connection.
 WRITERS = 64
+
+# Changes of one thread that wait are written in one transaction. Each of a turn is an event or a run or two; a transaction holds 100.
+GROUP = 40
 
 _Waiting = deque[tuple[Change, "asyncio.Future[Change]"]]
 
@@ -132,25 +136,32 @@ class CosmosStore:
     async def _drain(self, waiting: _Waiting) -> None:
         while waiting:
             async with self._slots:
-                change, future = waiting.popleft()
+                group = [waiting.popleft()]
+                while waiting and len(group) < GROUP and together(group[0][0], waiting[0][0]):
+                    group.append(waiting.popleft())
                 try:
-                    stored = await self._write(change)
+                    results: list[Change | DooersError] = await self._write([change for change, _ in group])
                 except BaseException as error:
-                    if not future.done():
-                        future.set_exception(_store_error(error))
-                    if not isinstance(error, Exception):
-                        raise
-                else:
-                    if not future.done():
-                        future.set_result(stored)
+                    results = [StoreError(f"the database did not do it ({type(error).__name__})") for _ in group]
+                    raise
+                finally:
+                    for (_, future), result in zip(group, results, strict=True):
+                        if not future.done():
+                            _end(future, result)
 
-    async def _write(self, change: Change) -> Change:
+    async def _write(self, changes: list[Change]) -> list[Change | DooersError]:
         charged: list[float] = []
         charges.set(charged)  # this task's own
         try:
-            return await self._writer.write(change)
+            return await self._writer.write(changes)
         finally:
-            log.debug("thread %s: %.2f request units in %d requests", change.thread.id, sum(charged), len(charged))
+            log.debug(
+                "thread %s: %d changes cost %.2f request units in %d requests",
+                changes[0].thread.id,
+                len(changes),
+                sum(charged),
+                len(charged),
+            )
 
     async def remove_event(self, event_id: str) -> None:
         document = await self._by_name(event_name(event_id))
@@ -269,7 +280,7 @@ class CosmosStore:
                 return
             except Conflict as conflict:
                 if left == 0:
-                    raise _store_error(conflict) from conflict
+                    raise StoreError(f"Cosmos DB did not do it ({conflict})") from conflict
                 await asyncio.sleep(0.1)
 
     async def configured(self) -> list[str]:
@@ -295,7 +306,7 @@ class CosmosStore:
             except Conflict as conflict:
                 unsure = unsure or conflict.status == 0
                 if left == 0:
-                    raise _store_error(conflict) from conflict
+                    raise StoreError(f"Cosmos DB did not do it ({conflict})") from conflict
         return False
 
 
@@ -338,9 +349,8 @@ def _events(query: EventQuery, rows: list[Any]) -> list[ThreadEvent]:
     return events if query.oldest_first else events[::-1]
 
 
-def _store_error(error: BaseException) -> DooersError:
-    if isinstance(error, DooersError):
-        return error
-    wrapped = StoreError(f"the database did not do it ({type(error).__name__})")
-    wrapped.__cause__ = error
-    return wrapped
+def _end(future: asyncio.Future[Change], result: Change | DooersError) -> None:
+    if isinstance(result, Change):
+        future.set_result(result)
+    else:
+        future.set_exception(result)

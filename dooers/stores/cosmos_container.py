@@ -34,7 +34,7 @@ except ImportError as error:
         "run: pip install 'dooers-workers-server[cosmos]'"
     ) from error
 
-__all__ = ["BATCH", "Conflict", "Container", "Operation", "Tries", "charges"]
+__all__ = ["BATCH", "Conflict", "Container", "Operation", "SpoiltError", "Tries", "charges"]
 
 T = TypeVar("T")
 # What the SDK takes as one operation of a batch: its name, its arguments, its conditions.
@@ -65,6 +65,10 @@ class Conflict(Exception):
     def __init__(self, status: int, index: int = 0) -> None:
         super().__init__(f"status {status} at operation {index}")
         self.status, self.index = status, index
+
+
+class SpoiltError(StoreError):
+    """It is what was to be written that cannot be stored, not the service that does not answer."""
 
 
 class Tries:
@@ -271,7 +275,8 @@ class Container:
             413: "; a transaction holds 2 MB at most",
         }.get(status or 0, "")
         what = type(error).__name__ if not status else f"status {status}"
-        return StoreError(f"Cosmos DB did not do it ({what}){hint}")
+        kind = SpoiltError if status in (400, 413) else StoreError
+        return kind(f"Cosmos DB did not do it ({what}){hint}")
 
     def _need(self) -> ContainerProxy:
         if self._container is None:

@@ -1,4 +1,4 @@
-"""How a Change gets into Cosmos DB, and a thread out of it. One Change at a time a thread; who waits for whom is `cosmos.py`'s business.
+"""How a Change gets into Cosmos DB, and a thread out of it. Who waits for whom is `cosmos.py`'s business.
 
 A Change is one transaction of the thread's partition. Its first operation replaces the thread's document, on condition that it is still
 the one that was read (If-Match): so `seq` is given out once, and any other write to the thread in between makes this one look again.
@@ -27,8 +27,8 @@ from attrs import evolve, field, frozen
 from dooers.access import visible
 from dooers.codec import dumps
 from dooers.exceptions import DooersError, NotFoundError, StoreError
-from dooers.models import Change, Thread, ThreadEvent
-from dooers.stores.cosmos_container import BATCH, Conflict, Container, Operation, Tries
+from dooers.models import Change, Run, Thread
+from dooers.stores.cosmos_container import BATCH, Conflict, Container, Operation, SpoiltError, Tries
 from dooers.stores.cosmos_documents import (
     THREAD,
     event_document,
@@ -44,7 +44,7 @@ from dooers.stores.cosmos_documents import (
 from dooers.stores.cosmos_keys import LEASE, RepeatKeys
 from dooers.stores.sql import run_of
 
-__all__ = ["Writer"]
+__all__ = ["Writer", "together"]
 
 log = logging.getLogger("dooers")
 
@@ -71,20 +71,33 @@ class Writer:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._keys = RepeatKeys(container)
 
-    async def write(self, change: Change) -> Change:
-        """The Change as stored. NotFoundError or StoreError: nothing of it is seen."""
-        mark = uuid4().hex[:20]
+    async def write(self, changes: Sequence[Change]) -> list[Change | DooersError]:
+        """Each Change as stored, or why nothing of it is seen. Several at once only if they are `together`: one transaction for all."""
+        try:
+            return [*await self._write(changes, uuid4().hex[:20])]
+        except (NotFoundError, StoreError) as error:
+            if len(changes) == 1 or not isinstance(error, SpoiltError):
+                return [error for _ in changes]
+        except Exception as error:
+            if len(changes) == 1:
+                return [_store_error(error)]
+        # One of them spoils it for the others: each for itself.
+        return [(await self.write([change]))[0] for change in changes]
+
+    async def _write(self, changes: Sequence[Change], mark: str) -> list[Change]:
+        change = changes[0]
         if change.repeat_key is None:
-            return await (self._remove(change, mark) if change.removes else self._append(change, mark))
+            return [await self._remove(change, mark)] if change.removes else await self._append(changes, mark)
         async with self._keys.alone(change.repeat_key):
             if change.removes or not change.events:
                 first = await self._keys.first(change)
-                return first or await self.write(evolve(change, repeat_key=None))
-            return await self._append(change, mark)
+                return [first] if first is not None else await self._write([evolve(change, repeat_key=None)], mark)
+            return await self._append(changes, mark)
 
     # ------------------------------------------------------------ appending
 
-    async def _append(self, change: Change, mark: str) -> Change:
+    async def _append(self, changes: Sequence[Change], mark: str) -> list[Change]:
+        change = changes[0]
         tries, claimed = Tries(self._timeout), False
         known = self._known.get(change.thread.id)
         fresh = known is None
@@ -95,26 +108,26 @@ class Writer:
             try:
                 known = await self._cleared(change.thread.id, known, mark)
                 thread, created = _found(change, known.document)
-                if not (created or change.events or change.patch or change.runs):
+                if not created and not any(one.events or one.patch or one.runs for one in changes):
                     if fresh:
-                        return evolve(change, thread=thread)
+                        return [evolve(one, thread=thread) for one in changes]
                     known = None
                     continue
                 if change.repeat_key is not None and not claimed:
                     first = await self._keys.claim(change, mark, tries)
                     if first is not None:
-                        return first
+                        return [first]
                     claimed = True
-                return await self._commit(change, thread, created, known, mark)
+                return await self._commit(changes, thread, created, known, mark)
             except NotFoundError:
                 if fresh:
-                    return await self._refused(change, mark, claimed)
+                    return [await self._refused(change, mark, claimed)]
                 known = None
             except Conflict as conflict:
                 self._known.pop(change.thread.id, None)
                 known = await self._look(change.thread.id)
                 fresh = True
-                written = await self._written(change, known.document, mark)
+                written = await self._written(changes, known.document, mark)
                 if written is not None:
                     return written
                 claimed = claimed and conflict.index == 0
@@ -123,18 +136,17 @@ class Writer:
     async def _look(self, thread_id: str) -> _Known:
         return _Known(await self._container.read(THREAD, thread_partition(thread_id)))
 
-    async def _commit(self, change: Change, thread: Thread, created: bool, known: _Known, mark: str) -> Change:
-        events = _numbered(change.events, thread.last_seq)
-        after = thread
-        if events:
-            at = events[-1].created_at
-            after = evolve(after, last_seq=events[-1].seq, last_event_at=at, updated_at=at)
-        after = evolve(after, **change.patch)
+    async def _commit(
+        self, changes: Sequence[Change], thread: Thread, created: bool, known: _Known, mark: str
+    ) -> list[Change]:
+        stored = _applied(changes, thread, created)
         base = known.document
         version = 1 if base is None else base["version"] + 1
-        runs = await self._runs(change, known, thread.worker_id, version)
+        runs = await self._runs([run for change in changes for run in change.runs], known, thread, version)
         documents = [
-            event_document(event, mark, change.repeat_key if index == 0 else None) for index, event in enumerate(events)
+            event_document(event, mark, change.repeat_key if index == 0 else None)
+            for change in stored
+            for index, event in enumerate(change.events)
         ]
         batches = _batches([_create(document) for document in documents], [_put(run) for run in runs.values()])
         maker = mark if created or base is None else base["maker"]
@@ -144,10 +156,10 @@ class Writer:
                 stage = {**thread_document(thread, version - 1, mark, maker), "staging": {"mark": mark, "done": count}}
                 stage["kind"] = "making" if created else "thread"
                 base = await self._transact(stage, base, batch)
-        document = await self._transact(thread_document(after, version, mark, maker), base, batches[-1])
+        document = await self._transact(thread_document(stored[-1].thread, version, mark, maker), base, batches[-1])
         open_runs = {name: run for name, run in {**known.runs, **runs}.items() if run["until"] is None}
         self._remember(thread.id, _Known(document, open_runs))
-        return evolve(change, thread=after, events=events, created=created)
+        return stored
 
     async def _transact(
         self, thread: dict[str, Any], base: dict[str, Any] | None, rest: Sequence[Operation]
@@ -170,38 +182,46 @@ class Writer:
             found = await self._container.read(document["id"], thread["pk"])
             if found is None or found["kind"] == "void":
                 raise
-            raise StoreError(f"there is an event {document['body']['id']!r} already") from conflict
+            raise SpoiltError(f"there is an event {document['body']['id']!r} already") from conflict
         return {**thread, "_etag": etag}
 
-    async def _runs(self, change: Change, known: _Known, worker_id: str, version: int) -> dict[str, dict[str, Any]]:
-        """The documents of the Change's runs as they are going to be. A run that has ended stays ended."""
-        unknown = {run.id for run in change.runs if run.id not in known.runs} if known.document is not None else set()
-        read = [self._container.read(run_name(run_id), thread_partition(change.thread.id)) for run_id in unknown]
+    async def _runs(
+        self, runs: Sequence[Run], known: _Known, thread: Thread, version: int
+    ) -> dict[str, dict[str, Any]]:
+        """The documents of these runs as they are going to be. A run that has ended stays ended."""
+        unknown = {run.id for run in runs if run.id not in known.runs} if known.document is not None else set()
+        read = [self._container.read(run_name(run_id), thread_partition(thread.id)) for run_id in unknown]
         there = {**known.runs, **dict(zip(unknown, await asyncio.gather(*read), strict=True))}
         made: dict[str, dict[str, Any]] = {}
-        for run in change.runs:
+        for run in runs:
             begun, since = run, version
             if (document := made.get(run.id) or there.get(run.id)) is not None:
                 begun, since = run_of(document["body"]), document["since"]
                 if begun.status != "running":
                     continue
                 begun = evolve(begun, status=run.status, ended_at=run.ended_at, error=run.error)
-            made[run.id] = run_document(begun, worker_id, since, None if begun.status == "running" else version)
+            made[run.id] = run_document(begun, thread.worker_id, since, None if begun.status == "running" else version)
         return made
 
-    async def _written(self, change: Change, document: dict[str, Any] | None, mark: str) -> Change | None:
-        """The Change as stored, if it turns out that it was."""
+    async def _written(
+        self, changes: Sequence[Change], document: dict[str, Any] | None, mark: str
+    ) -> list[Change] | None:
+        """The Changes as stored, if it turns out that they were."""
         thread = shown(document)
         if thread is None or document is None:
             return None
         created = document["maker"] == mark
-        if not change.events:
-            return evolve(change, thread=thread, created=created) if document["mark"] == mark else None
-        first = await self._container.read(event_name(change.events[0].id), document["pk"])
-        if first is None or first.get("mark") != mark or first["body"]["seq"] > thread.last_seq:
+        events = [event for change in changes for event in change.events]
+        last_seq = 0
+        if events:
+            first = await self._container.read(event_name(events[0].id), document["pk"])
+            if first is None or first.get("mark") != mark or first["body"]["seq"] > thread.last_seq:
+                return None
+            last_seq = first["body"]["seq"] - 1
+        elif document["mark"] != mark:
             return None
-        events = _numbered(change.events, first["body"]["seq"] - 1)
-        return evolve(change, thread=thread, events=events, created=created)
+        numbered = _applied(changes, evolve(thread, last_seq=last_seq), created)
+        return [evolve(change, thread=thread) for change in numbered]
 
     async def _cleared(self, thread_id: str, known: _Known, mark: str) -> _Known:
         """The thread without what another writer has left half done in it."""
@@ -322,10 +342,28 @@ def _found(change: Change, document: dict[str, Any] | None) -> tuple[Thread, boo
     return thread, known is None
 
 
-def _numbered(events: Sequence[ThreadEvent], last_seq: int) -> tuple[ThreadEvent, ...]:
-    return tuple(
-        evolve(event, seq=seq, turn_seq=event.turn_seq or seq) for seq, event in enumerate(events, last_seq + 1)
+def together(first: Change, then: Change) -> bool:
+    """Whether one transaction may hold both: what is found out about the thread for one of them holds for the other."""
+    return not any(one.opens or one.removes or one.repeat_key is not None for one in (first, then)) and (
+        (first.thread.id, first.thread.created_at, first.exact, first.guard)
+        == (then.thread.id, then.thread.created_at, then.exact, then.guard)
     )
+
+
+def _applied(changes: Sequence[Change], thread: Thread, created: bool) -> list[Change]:
+    """The Changes as they are going to be stored, each with the thread as it leaves it."""
+    stored = []
+    for change in changes:
+        events = tuple(
+            evolve(event, seq=seq, turn_seq=event.turn_seq or seq)
+            for seq, event in enumerate(change.events, thread.last_seq + 1)
+        )
+        if events:
+            at = events[-1].created_at
+            thread = evolve(thread, last_seq=events[-1].seq, last_event_at=at, updated_at=at)
+        thread = evolve(thread, **change.patch)
+        stored.append(evolve(change, thread=thread, events=events, created=created))
+    return stored
 
 
 def _own(document: dict[str, Any]) -> dict[str, Any]:
@@ -349,7 +387,7 @@ def _put(document: dict[str, Any]) -> Operation:
 def _batches(events: list[Operation], runs: list[Operation]) -> list[list[Operation]]:
     """As few transactions as hold these, with room for the thread's document; the runs in the last one, when it counts."""
     if len(runs) >= BATCH:
-        raise StoreError(
+        raise SpoiltError(
             f"expected fewer than {BATCH} runs in a Change, got {len(runs)}: Cosmos DB writes no more at once"
         )
     batches: list[list[Operation]] = [[]]
@@ -366,3 +404,11 @@ def _batches(events: list[Operation], runs: list[Operation]) -> list[list[Operat
         flat = [operation for batch in batches for operation in batch]
         return [*_batches(flat[: -len(runs)], []), flat[-len(runs) :]]
     return batches
+
+
+def _store_error(error: Exception) -> DooersError:
+    if isinstance(error, DooersError):
+        return error
+    wrapped = StoreError(f"the database did not do it ({type(error).__name__})")
+    wrapped.__cause__ = error
+    return wrapped
