@@ -151,7 +151,7 @@ class Container:
             # Else every letter that is not ASCII takes six bytes of the two megabytes of a transaction.
             enable_compact_utf8_item_writes=True,
         )
-        await self._call(lambda: self._stack.enter_async_context(client))
+        await self._call(lambda: self._stack.enter_async_context(client), again=READ_AGAIN)
         self._client = client
         self._container = client.get_database_client(self._database_name).get_container_client(self.name)
 
