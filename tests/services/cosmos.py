@@ -10,14 +10,19 @@ import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 
-__all__ = ["Service", "service"]
+from dooers import WorkerConfig
+from dooers.stores.cosmos import CosmosStore
+
+__all__ = ["Service", "database", "running", "service"]
 
 HERE = Path(__file__).parent
 SERVER = HERE / "cosmos_server.cjs"
@@ -56,6 +61,34 @@ def service() -> Iterator[Service]:
         process.stdin.close()  # which is its sign to end
         process.stdout.close()
         process.wait(10)
+
+
+@asynccontextmanager
+async def database(where: Service) -> AsyncIterator[WorkerConfig]:
+    """A worker with a database that nobody else has."""
+    config = WorkerConfig(
+        database_type="cosmos",
+        database_host=where.url,
+        database_key=where.key,
+        database_name=f"dooers-test-{uuid4().hex[:12]}",
+    )
+    yield config
+    if where.keeps:
+        async with running(config) as store:
+            client = store._container._client
+            assert client is not None
+            await client.delete_database(config.database_name)
+
+
+@asynccontextmanager
+async def running(config: WorkerConfig, **changed: Any) -> AsyncIterator[CosmosStore]:
+    """An open store on it."""
+    store = CosmosStore(evolve(config, **changed))
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def _install() -> None:

@@ -8,17 +8,15 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from aiohttp import web
 from attrs import evolve
 from contract import SCOPE, StoreContract, a_run, a_thread, an_event, later, opened, opening, seqs, texts
 from services.between import Asked, Between, between, lose, throttle, unplug
-from services.cosmos import Service, service
+from services.cosmos import Service, database, running, service
 
 from dooers import WorkerConfig, WorkerServer
 from dooers.exceptions import ConfigError, DooersError, NotFoundError, StoreError
@@ -39,31 +37,8 @@ def cosmos() -> Iterator[Service]:
 @pytest.fixture
 async def config(cosmos: Service) -> AsyncIterator[WorkerConfig]:
     """A database of its own: what is counted or listed without a filter is this test's."""
-    config = WorkerConfig(
-        database_type="cosmos",
-        database_host=cosmos.url,
-        database_key=cosmos.key,
-        database_name=f"dooers-test-{uuid4().hex[:12]}",
-    )
-    yield config
-    if cosmos.keeps:
-        store = CosmosStore(config)
-        await store._container.open()
-        client = store._container._client
-        assert client is not None
-        if config.database_name in [one["id"] async for one in client.list_databases()]:
-            await client.delete_database(config.database_name)
-        await store._container.close()
-
-
-@asynccontextmanager
-async def running(config: WorkerConfig, **changed: Any) -> AsyncIterator[CosmosStore]:
-    store = CosmosStore(evolve(config, **changed))
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
+    async with database(cosmos) as config:
+        yield config
 
 
 @pytest.fixture
