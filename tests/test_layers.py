@@ -31,6 +31,8 @@ ONLY_IN = {
     "asyncpg": {"stores"},
     "sqlalchemy": {"stores"},
     "alembic": {"stores"},
+    "azure": {"stores"},
+    "aiohttp": {"stores"},
     "sqlite3": {"stores"},
     "httpx": {"analytics"},
     "websockets": {"client"},

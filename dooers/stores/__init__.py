@@ -44,7 +44,8 @@ class Store(Protocol):
         ...
 
     def apply(self, change: Change) -> asyncio.Future[Change]:
-        """Store a Change in one transaction. The order of calls is the order of writing and the order in which futures end.
+        """Store a Change in one transaction. In each thread, the order of calls is the order of writing and the order in which
+        futures end; a store may be faster with one thread than with another.
 
         The future's result is the Change as stored: its thread as it is now, its events numbered. Cancelling the future does
         not cancel the write.
@@ -147,6 +148,7 @@ def snapshot_of(reader: Reader, thread_id: str, *, after_event_id: str | None, a
 # Which class serves which `database_type`, imported when it is asked for: a driver that is not used is not needed.
 STORES: dict[str, tuple[str, str]] = {
     "sqlite": ("dooers.stores.sqlite", "SqliteStore"),
+    "cosmos": ("dooers.stores.cosmos", "CosmosStore"),
     "memory": ("dooers.stores.memory", "MemoryStore"),
 }
 

@@ -287,8 +287,8 @@ class StoreContract:
 
     # ------------------------------------------------------------ many at once
 
-    async def test_futures_end_in_the_order_of_the_calls(self, store: Store) -> None:
-        thread = await opened(store)
+    async def test_futures_of_a_thread_end_in_the_order_of_the_calls(self, store: Store) -> None:
+        threads = [await opened(store) for _ in range(3)]
         ended: list[int] = []
         futures = []
 
@@ -297,13 +297,16 @@ class StoreContract:
             ended.append(n)
 
         for n in range(100):
-            one = a_thread() if n % 10 == 3 else thread  # some fail, in between
-            future = store.apply(Change(thread=one, events=(an_event(one),)))
+            guard = OTHERS["user"] if n % 10 in (3, 4, 5) else SCOPE  # some fail, in between
+            one = threads[n % 3]
+            future = store.apply(Change(thread=one, guard=guard, events=(an_event(one),)))
             future.add_done_callback(partial(note, n))
             futures.append(future)
         await asyncio.gather(*futures, return_exceptions=True)
         await asyncio.sleep(0)
-        assert ended == list(range(100))
+        assert sorted(ended) == list(range(100))
+        for number in range(3):
+            assert [n for n in ended if n % 3 == number] == list(range(number, 100, 3))
 
     async def test_200_concurrent_changes_of_one_thread_are_numbered_in_order_without_gaps(self, store: Store) -> None:
         thread = await opened(store)

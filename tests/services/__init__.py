@@ -1,0 +1,1 @@
+"""The servers that store tests run against, each started once a session."""
