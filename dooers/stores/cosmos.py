@@ -297,7 +297,7 @@ class CosmosStore:
             found = await self._container.read(name, partition)
             if found is not None and unsure and found["value"] == after["value"]:
                 return True  # only the answer was lost
-            if found is None or loads(found["value"]) != loads(dumps(was)):
+            if found is None or found["value"] != dumps(was):  # as JSON, for 1 == True in Python
                 return False
             after["updated_at"] = found["updated_at"]
             try:
