@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from attrs import evolve
 
 from dooers.access import visible
+from dooers.codec import dumps
 from dooers.config import WorkerConfig
 from dooers.exceptions import NotFoundError, StoreError
 from dooers.models import (
@@ -136,6 +137,14 @@ class MemoryStore:
         at = at if stored.updated_at is None else max(at, stored.updated_at)
         self._settings[worker_id] = StoredSettings({**stored.values, **values}, at)
 
+    async def swap_setting(self, worker_id: str, field_id: str, was: Any, value: Any) -> bool:
+        stored = self._settings.get(worker_id, StoredSettings())
+        # As JSON, as the databases compare: to Python 1 and True are the same.
+        if field_id not in stored.values or dumps(stored.values[field_id]) != dumps(was):
+            return False
+        self._settings[worker_id] = evolve(stored, values={**stored.values, field_id: value})
+        return True
+
     # ------------------------------------------------------------ reading
 
     async def thread(self, thread_id: str) -> Thread | None:
@@ -155,31 +164,34 @@ class MemoryStore:
         return None if thread_id is None else self._events[thread_id].get(event_id)
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
-        return _Reader(self).events(query)
+        return await _Reader(self).events(query)
 
     async def snapshot(
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False
     ) -> Snapshot | None:
-        return snapshot_of(_Reader(self), thread_id, after_event_id=after_event_id, at_least_page=at_least_page)
+        return await snapshot_of(_Reader(self), thread_id, after_event_id=after_event_id, at_least_page=at_least_page)
 
     async def run(self, run_id: str) -> Run | None:
         return self._runs.get(run_id)
 
     async def runs(self, query: RunQuery) -> list[Run]:
-        return _Reader(self).runs(query)
+        return await _Reader(self).runs(query)
 
     async def settings(self, worker_id: str) -> StoredSettings:
         return self._settings.get(worker_id, StoredSettings())
+
+    async def configured(self) -> list[str]:
+        return sorted(self._settings)
 
 
 class _Reader:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
-    def thread(self, thread_id: str) -> Thread | None:
+    async def thread(self, thread_id: str) -> Thread | None:
         return self._store._threads.get(thread_id)
 
-    def events(self, query: EventQuery) -> list[ThreadEvent]:
+    async def events(self, query: EventQuery) -> list[ThreadEvent]:
         rows = _equal("events", self._store._events.get(query.thread_id, {}).values(), query.equal)
         keep = [
             row
@@ -192,7 +204,7 @@ class _Reader:
         ]
         return sorted(_newest(keep, query.limit, query.oldest_first, lambda row: row.seq), key=lambda row: row.seq)
 
-    def runs(self, query: RunQuery) -> list[Run]:
+    async def runs(self, query: RunQuery) -> list[Run]:
         check_filter("runs", query.equal)
         equal = dict(query.equal)
         worker_id = equal.pop("worker_id", None)
@@ -201,6 +213,6 @@ class _Reader:
             rows = [row for row in rows if self._store._threads[row.thread_id].worker_id == worker_id]
         return _newest(rows, query.limit, query.oldest_first, lambda row: (row.started_at, row.id))
 
-    def seq_of(self, thread_id: str, event_id: str) -> int | None:
+    async def seq_of(self, thread_id: str, event_id: str) -> int | None:
         event = self._store._events.get(thread_id, {}).get(event_id)
         return None if event is None else event.seq

@@ -37,8 +37,9 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import snapshot_of
-from dooers.stores.sql import Statement, Statements, event_of, run_of, thread_of
+from dooers.stores import at_once, snapshot_of
+from dooers.stores.rows import event_of, moment, run_of, thread_of
+from dooers.stores.sql import SqliteStatements, Statement
 from dooers.stores.sqlite_connection import connect, hop, hop_to_end, prepare, prepare_file
 
 __all__ = ["SqliteStore"]
@@ -60,7 +61,7 @@ class SqliteStore:
         self._path = config.database_name
         self._prefix = config.database_table_prefix
         self._auto_migrate = config.database_auto_migrate
-        self._sql = Statements(self._prefix)
+        self._sql = SqliteStatements(self._prefix)
         self._stack = AsyncExitStack()
         self._writer: Connection | None = None
         self._reader: Connection | None = None
@@ -210,7 +211,8 @@ class SqliteStore:
         """The thread a Change is about, and whether it is to be created. NotFoundError if neither may be."""
         if not change.opens and (change.events or change.patch):
             return change.thread, False  # the statements that write it find out by themselves
-        known = _Reader(connection, self._sql).thread(change.thread.id)
+        row = _one(connection, self._sql.thread(change.thread.id))
+        known = None if row is None else thread_of(row)
         if known is not None and change.exact and not change.opens and known.created_at != change.thread.created_at:
             known = None  # another one, made again under the same id
         created = known is None and change.opens
@@ -222,20 +224,23 @@ class SqliteStore:
     async def set_settings(self, worker_id: str, values: Mapping[str, Any], at: datetime) -> None:
         await self._change_alone([self._sql.put_setting(worker_id, name, value, at) for name, value in values.items()])
 
-    async def _change_alone(self, statements: list[Statement]) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+    async def swap_setting(self, worker_id: str, field_id: str, was: Any, value: Any) -> bool:
+        return bool(await self._change_alone([self._sql.swap_setting(worker_id, field_id, was, value)]))
+
+    async def _change_alone(self, statements: list[Statement]) -> list[sqlite3.Row]:
+        def work(connection: sqlite3.Connection) -> list[sqlite3.Row]:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                for statement in statements:
-                    connection.execute(*statement).close()
+                rows = [row for statement in statements for row in _all(connection, statement)]
                 connection.execute("COMMIT")
+                return rows
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
 
         try:
-            await hop(self._need(self._writer), work)
+            return await hop(self._need(self._writer), work)
         except sqlite3.Error as error:
             raise _store_error(error) from error
 
@@ -248,7 +253,7 @@ class SqliteStore:
             raise _store_error(error) from error
 
     async def thread(self, thread_id: str) -> Thread | None:
-        return await self._read(lambda connection: _Reader(connection, self._sql).thread(thread_id))
+        return await self._read(lambda connection: at_once(_Reader(connection, self._sql).thread(thread_id)))
 
     async def threads(self, query: ThreadQuery) -> list[Thread]:
         return [thread_of(row) for row in await self._read(lambda c: _all(c, self._sql.list_threads(query)))]
@@ -262,7 +267,7 @@ class SqliteStore:
         return None if row is None else event_of(row)
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
-        return await self._read(lambda connection: _Reader(connection, self._sql).events(query))
+        return await self._read(lambda connection: at_once(_Reader(connection, self._sql).events(query)))
 
     async def snapshot(
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False
@@ -270,11 +275,9 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> Snapshot | None:
             connection.execute("BEGIN")  # all reads of one instant
             try:
-                return snapshot_of(
-                    _Reader(connection, self._sql),
-                    thread_id,
-                    after_event_id=after_event_id,
-                    at_least_page=at_least_page,
+                reader = _Reader(connection, self._sql)
+                return at_once(
+                    snapshot_of(reader, thread_id, after_event_id=after_event_id, at_least_page=at_least_page)
                 )
             finally:
                 connection.execute("COMMIT")
@@ -286,14 +289,18 @@ class SqliteStore:
         return None if row is None else run_of(row)
 
     async def runs(self, query: RunQuery) -> list[Run]:
-        return await self._read(lambda connection: _Reader(connection, self._sql).runs(query))
+        return await self._read(lambda connection: at_once(_Reader(connection, self._sql).runs(query)))
 
     async def settings(self, worker_id: str) -> StoredSettings:
         rows = await self._read(lambda connection: _all(connection, self._sql.list_settings(worker_id)))
         if not rows:
             return StoredSettings()
-        newest = max(datetime.fromisoformat(row["updated_at"]) for row in rows)
+        newest = max(moment(row["updated_at"]) for row in rows)
         return StoredSettings({row["field_id"]: loads(row["value"]) for row in rows}, newest)
+
+    async def configured(self) -> list[str]:
+        rows = await self._read(lambda connection: _all(connection, self._sql.configured()))
+        return [row["worker_id"] for row in rows]
 
     def _need(self, connection: Connection | None) -> Connection:
         if connection is None:
@@ -302,21 +309,21 @@ class SqliteStore:
 
 
 class _Reader:
-    def __init__(self, connection: sqlite3.Connection, sql: Statements) -> None:
+    def __init__(self, connection: sqlite3.Connection, sql: SqliteStatements) -> None:
         self._connection, self._sql = connection, sql
 
-    def thread(self, thread_id: str) -> Thread | None:
+    async def thread(self, thread_id: str) -> Thread | None:
         row = _one(self._connection, self._sql.thread(thread_id))
         return None if row is None else thread_of(row)
 
-    def events(self, query: EventQuery) -> list[ThreadEvent]:
+    async def events(self, query: EventQuery) -> list[ThreadEvent]:
         rows = [event_of(row) for row in _all(self._connection, self._sql.list_events(query))]
         return rows if query.oldest_first else rows[::-1]
 
-    def runs(self, query: RunQuery) -> list[Run]:
+    async def runs(self, query: RunQuery) -> list[Run]:
         return [run_of(row) for row in _all(self._connection, self._sql.list_runs(query))]
 
-    def seq_of(self, thread_id: str, event_id: str) -> int | None:
+    async def seq_of(self, thread_id: str, event_id: str) -> int | None:
         row = _one(self._connection, self._sql.seq_of(thread_id, event_id))
         return None if row is None else int(row["seq"])
 
