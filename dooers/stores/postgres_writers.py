@@ -1,0 +1,95 @@
+"""Who writes next: Changes wait in a lane a thread, a few tasks take what waits in a lane and write it. Knows no SQL.
+
+Within a thread everything keeps its order; threads are written side by side, on as many connections as there are tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from dooers.exceptions import DooersError
+from dooers.models import Change
+from dooers.stores.postgres_connection import Line, Pool
+
+__all__ = ["GROUP", "Outcome", "Writers"]
+
+# Changes written in one statement at most.
+GROUP = 256
+
+# A Change as it is stored, or why it is not.
+Outcome: TypeAlias = Change | DooersError
+_Waiting: TypeAlias = tuple[Change, "asyncio.Future[Change]", float]
+
+
+class Writers:
+    """`write` gets a connection, a group of Changes and the time the last of them was given; it answers for each and never raises,
+    not even when it is cancelled. `together` says whether two Changes may be in one group."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        write: Callable[[Line, list[Change], float], Awaitable[list[Outcome]]],
+        together: Callable[[Change, Change], bool],
+        most: int,
+    ) -> None:
+        self._pool, self._write, self._together, self._most = pool, write, together, most
+        # A lane is there for as long as something waits in it or is being written; in `_ready` while nobody writes it.
+        self._lanes: dict[str, deque[_Waiting]] = {}
+        self._ready: deque[str] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, change: Change) -> asyncio.Future[Change]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Change] = loop.create_future()
+        lane = self._lanes.get(change.thread.id)
+        if lane is None:
+            lane = self._lanes[change.thread.id] = deque()
+            self._ready.append(change.thread.id)
+        lane.append((change, future, loop.time()))
+        self._wake()
+        return future
+
+    async def drain(self) -> None:
+        """Return when nothing waits any more."""
+        while self._lanes:
+            self._wake()
+            await asyncio.wait(self._tasks)
+
+    def _wake(self) -> None:
+        if self._ready and len(self._tasks) < self._most:
+            task = asyncio.create_task(self._work(), name="dooers-postgres-write")
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        # One that a loop which ends cancelled before it began has written nothing: another one must.
+        self._tasks.discard(task)
+        self._wake()
+
+    async def _work(self) -> None:
+        async with self._pool.line() as line:
+            while self._ready:
+                thread_id = self._ready.popleft()
+                lane = self._lanes[thread_id]
+                group = self._group(lane)
+                outcomes = await self._write(line, [change for change, _, _ in group], group[-1][2])
+                for (_, future, _), outcome in zip(group, outcomes, strict=True):
+                    if future.done():
+                        continue  # whoever asked was cancelled
+                    if isinstance(outcome, Change):
+                        future.set_result(outcome)
+                    else:
+                        future.set_exception(outcome)
+                if lane:
+                    self._ready.append(thread_id)
+                else:
+                    del self._lanes[thread_id]
+
+    def _group(self, lane: deque[_Waiting]) -> list[_Waiting]:
+        group = [lane.popleft()]
+        while lane and len(group) < GROUP and self._together(group[0][0], lane[0][0]):
+            group.append(lane.popleft())
+        return group
