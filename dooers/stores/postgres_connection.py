@@ -36,6 +36,7 @@ _LOST = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InternalClientError,  # what the driver says when the server's last word came between two statements
 )
 # Nothing was written, and the next try may go well.
 _UNLUCKY = (
@@ -126,6 +127,11 @@ class Line:
             self._connection = await self._pool.take()
         return self._connection.raw_connection
 
+    async def refresh(self) -> None:
+        """Let go of a connection that was lost while nothing was done with it."""
+        if self._connection is not None and _gone(self._connection.raw_connection):
+            await self.drop()
+
     async def drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is None:
@@ -139,17 +145,27 @@ class Line:
         text, values = statement
         text, names = _numbered(text)
         arguments = [values[name] for name in names]
-        raw = await self.raw()
+        raw, alone = await self.raw(), False
         try:
-            if self._pool.prepares or raw.is_in_transaction():
+            alone = not raw.is_in_transaction()
+            if self._pool.prepares or not alone:
                 return await raw.fetch(text, *arguments, timeout=timeout)  # type: ignore[no-any-return]
             # Preparing and running are two messages; behind pgbouncer only a transaction keeps them on one server.
             async with raw.transaction():
                 return await raw.fetch(text, *arguments, timeout=timeout)  # type: ignore[no-any-return]
         except BaseException as error:
-            if interrupted(error) or raw.is_closed():
+            if isinstance(error, asyncpg.InternalClientError) and not _gone(raw):
+                raw.terminate()  # of no use any more, and the pool would not see it
+            if _gone(raw) or (alone and interrupted(error)):
                 await self.drop()
             raise
+
+
+def _gone(raw: Any) -> bool:
+    try:
+        return raw.is_closed()  # type: ignore[no-any-return]
+    except asyncpg.InterfaceError:
+        return True  # the pool has seen it before us, and taken it back
 
 
 class Pool:

@@ -149,7 +149,11 @@ class PostgresStatements(Statements):
             parts.append(self._put_runs())
         if events:
             parts.append(self._add_events("thread.last_seq - :count" if how == "open" else "thread.last_seq", keyed))
-        columns = THREAD_COLUMNS + (", created" if how == "open" else "") + (f", {expression} AS beside" if expression else "")
+        columns = (
+            THREAD_COLUMNS
+            + (", created" if how == "open" else "")
+            + (f", {expression} AS beside" if expression else "")
+        )
         return f"WITH {', '.join(parts)} SELECT {columns} FROM thread"
 
     def _open(self, sets: tuple[str, ...], once: str) -> str:

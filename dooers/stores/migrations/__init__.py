@@ -67,7 +67,11 @@ def _run(found: str | None, prefix: str, **target: Any) -> None:
     scripts = ScriptDirectory.from_config(config)
 
     # transaction_per_migration off: all of it is one step, or none.
-    options = {"version_table": f"{prefix}schema_version", "transaction_per_migration": False, "prefix": prefix}
+    options: dict[str, Any] = {
+        "version_table": f"{prefix}schema_version",
+        "transaction_per_migration": False,
+        "prefix": prefix,
+    }
     try:
         with (
             _alembic,
