@@ -136,6 +136,11 @@ class Proxy:
     def armed(self) -> bool:
         return self.after is not None
 
+    def cut(self) -> None:
+        """Close every connection, at both ends."""
+        for task in self._tasks:
+            task.cancel()
+
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Address]:
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
@@ -143,8 +148,7 @@ class Proxy:
             yield Address("127.0.0.1", server.sockets[0].getsockname()[1], self._to.user, self._to.password)
         finally:
             server.close()
-            for task in self._tasks:
-                task.cancel()
+            self.cut()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -100,16 +100,16 @@ class PostgresStore:
     def apply(self, change: Change) -> asyncio.Future[Change]:
         return self._writers.add(change)
 
-    async def _write(self, line: Line, changes: list[Change], given: float) -> list[Outcome]:
+    async def _write(self, line: Line, changes: list[Change], given: float, unsure: bool = False) -> list[Outcome]:
         """Write Changes of one thread, in order, and answer for each. Whatever happens, being cancelled too, does not end this
-        before the answers are there."""
-        patience, unsure = Patience(given + self._pool.timeout), False
+        before the answers are there. `unsure`: a try before this one may have written them."""
+        patience = Patience(given + self._pool.timeout)
         while True:
             try:
                 await patience.pause()
-                if unsure and (stored := await self._found(line, changes)) is not None:
-                    return list(stored)
-                return list(await self._write_all(line, changes, unsure))
+                await line.refresh()
+                stored = await self._found(line, changes) if unsure else None
+                return list(stored or await self._write_all(line, changes, unsure))
             except NotFoundError as error:
                 return [store_error(error) for _ in changes]
             except (Exception, asyncio.CancelledError) as error:
@@ -117,9 +117,7 @@ class PostgresStore:
                     unsure = unsure or interrupted(error)
                 elif len(changes) > 1 and not transient(error):
                     # One of them spoils it for the others: each alone, then.
-                    return [(await self._write(line, [change], given))[0] for change in changes]
-                elif unsure and isinstance(error, asyncpg.UniqueViolationError) and not patience.over:
-                    continue  # what was thought lost has been written after all, meanwhile
+                    return [(await self._write(line, [change], given, unsure))[0] for change in changes]
                 else:
                     return [store_error(error) for _ in changes]
 
@@ -129,8 +127,10 @@ class PostgresStore:
         try:
             rows = await line.fetch(self._sql.write(changes, beside))
         except asyncpg.UniqueViolationError:
-            # Somebody else has stored the same message in the same moment, or it is our own from a try before.
-            if unsure or (again := await self._repeated(line, first)) is None:
+            # What was thought lost has been written meanwhile, or somebody else has stored the same message in the same moment.
+            if unsure and (stored := await self._found(line, changes)) is not None:
+                return stored
+            if (again := await self._repeated(line, first)) is None:
                 raise
             return [again]
         if not rows:

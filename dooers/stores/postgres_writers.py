@@ -90,7 +90,6 @@ class Writers:
         thread_id = self._ready.popleft()
         lane = self._lanes[thread_id]
         group = self._group(lane)
-        await line.refresh()
         outcomes = await self._write(line, [change for change, _, _ in group], group[-1][2])
         for (_, future, _), outcome in zip(group, outcomes, strict=True):
             if future.done():

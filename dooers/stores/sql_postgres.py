@@ -21,7 +21,7 @@ from dooers.stores.sql import Statement, Statements, in_scope, scope_values
 __all__ = ["Beside", "PostgresStatements", "creates", "mergeable"]
 
 # What else is to happen in the very statement that writes these Changes, if they are written: an SQL expression such as
-# `pg_notify(:channel, :payload)` with its values. None: nothing else.
+# `pg_notify(:channel, :payload)` with its values; the text is to be the same each time, as it is prepared. None: nothing else.
 Beside: TypeAlias = Callable[[Sequence[Change]], Statement | None]
 
 _TYPES = {

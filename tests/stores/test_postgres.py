@@ -568,6 +568,38 @@ async def test_a_change_whose_answer_is_lost_is_written_once(postgres: Address, 
             assert await store.thread(empty.id) is not None
 
 
+async def waiting_for_a_lock(admin: Any, database: str, count: int) -> None:
+    """Return when this many statements of stores wait for a lock."""
+    async with asyncio.timeout(WITHIN):
+        while count != await admin.fetchval(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = $1 AND application_name = 'dooers' AND wait_event_type = 'Lock'",
+            database,
+        ):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_change_that_the_server_is_still_at_when_its_connection_is_lost_is_written_once(
+    postgres: Address, postgres_config: WorkerConfig
+) -> None:
+    name, proxy = postgres_config.database_name, Proxy(postgres)
+    async with proxy.open() as address, opened_store(address.config(name)) as store, postgres.session() as admin:
+        thread = await opened(store, "one")
+        async with postgres.session(name) as other, other.transaction():
+            await other.execute("SELECT 1 FROM worker_threads WHERE id = $1 FOR UPDATE", thread.id)
+            futures = [
+                store.apply(Change(thread=thread, events=(an_event(thread, text),))) for text in ("two", "three")
+            ]
+            await waiting_for_a_lock(admin, name, 1)
+            proxy.cut()  # of which that backend knows nothing before it answers
+            await waiting_for_a_lock(admin, name, 2)
+        async with asyncio.timeout(WITHIN):
+            stored = await asyncio.gather(*futures)
+        kept = await store.events(EventQuery(thread_id=thread.id))
+        assert texts(kept) == ["one", "two", "three"]
+        assert [change.events[0] for change in stored] == kept[1:]
+
+
 async def write_for_a_while(store: PostgresStore, thread: Thread, until: asyncio.Event) -> list[str]:
     """The ids of all events that were acknowledged; every one was tried once."""
     acknowledged: list[str] = []
@@ -616,12 +648,8 @@ async def test_deadlocks_are_tried_again(postgres: Address, postgres_config: Wor
             await transaction.start()
             await other.execute("SELECT 1 FROM worker_runs WHERE id = $1 FOR UPDATE", run.id)
             ended = store.apply(Change(thread=thread, runs=(evolve(run, status="failed", ended_at=T0),)))
-            async with postgres.session() as admin, asyncio.timeout(WITHIN):
-                while not await admin.fetchval(
-                    "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'",
-                    postgres_config.database_name,
-                ):
-                    await asyncio.sleep(0.01)
+            async with postgres.session() as admin:
+                await waiting_for_a_lock(admin, postgres_config.database_name, 1)
             await other.execute("SELECT 1 FROM worker_threads WHERE id = $1 FOR UPDATE", thread.id)
             await transaction.commit()
         async with asyncio.timeout(WITHIN):
