@@ -248,8 +248,8 @@ def test_a_config_of_the_wrong_type_is_refused() -> None:
 
 
 async def test_a_database_this_version_does_not_have_says_so_when_it_is_opened() -> None:
-    worker = WorkerServer(WorkerConfig(database_type="postgres", database_name="mydb"))
-    with pytest.raises(ConfigError, match="'postgres' is not available in this version; available: sqlite, memory"):
+    worker = WorkerServer(WorkerConfig(database_type="cosmos", database_name="mydb"))
+    with pytest.raises(ConfigError, match="'cosmos' is not available in this version; available: postgres, sqlite"):
         await worker.ensure_initialized()
     await worker.close()
 

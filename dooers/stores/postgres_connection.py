@@ -48,6 +48,9 @@ _UNLUCKY = (
 # The driver's word for a closed connection is InterfaceError, but so is its word for an argument it cannot encode.
 _MISUSE = (asyncpg.DataError, ValueError, TypeError)
 
+# Seconds that the server has to say that it gave up, before we do: from it we know that nothing was written.
+GRACE = 1.0
+
 _NAME = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)")
 
 
@@ -137,7 +140,7 @@ class Line:
         if connection is None:
             return
         # `databases` does not get over a release that a scope cancels: the pool would have one connection less for ever.
-        with anyio.CancelScope(shield=True), suppress(Exception):
+        with anyio.move_on_after(self._pool.timeout, shield=True), suppress(Exception):
             await connection.__aexit__(None, None, None)
 
     async def fetch(self, statement: Statement, timeout: float | None = None) -> list[Row]:
@@ -245,7 +248,7 @@ def _options(config: WorkerConfig) -> dict[str, Any]:
         "min_size": config.database_pool_min,
         "max_size": config.database_pool_max,
         "timeout": config.database_timeout,
-        "command_timeout": config.database_timeout,
+        "command_timeout": config.database_timeout + GRACE,
         "statement_cache_size": config.database_statement_cache,
         "server_settings": server,
         "reset": _light_reset,

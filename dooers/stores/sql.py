@@ -180,14 +180,15 @@ class SqliteStatements(Statements):
         made_at = stamp(change.thread.created_at) if change.exact else None
         return self._append, {"id": change.thread.id, "made_at": made_at, "count": count, "at": at, **scope}
 
-    def patch(self, thread: Thread, patch: Mapping[str, Any], guard: Scope | None) -> Statement:
-        """Set some columns of a thread. Returns the thread, or no row."""
+    def patch(self, thread: Thread, change: Change) -> Statement:
+        """Set the columns of the thread that a Change names. Returns the thread, or no row."""
+        patch, made_at = change.patch, stamp(thread.created_at) if change.exact else None
         values = {name: _PATCH[name](value) for name, value in patch.items()}
         sets = ", ".join(f"{name} = :{name}" for name in values)
         return (
             f"UPDATE {self.threads} SET {sets} WHERE id = :id AND {_EXACT} AND {in_scope('')} "
             f"RETURNING {THREAD_COLUMNS}",
-            {**values, "id": thread.id, "made_at": stamp(thread.created_at), **scope_values(guard)},
+            {**values, "id": thread.id, "made_at": made_at, **scope_values(change.guard)},
         )
 
     def add_event(self, event: ThreadEvent, repeat_key: str | None) -> Statement:

@@ -196,7 +196,7 @@ class SqliteStore:
         if change.events or created:
             thread = thread_of(_found(_one(connection, sql.append(change))))
         if change.patch:
-            thread = thread_of(_found(_one(connection, sql.patch(thread, change.patch, change.guard))))
+            thread = thread_of(_found(_one(connection, sql.patch(thread, change))))
         for run in change.runs:
             connection.execute(*sql.put_run(run)).close()
         first_seq = thread.last_seq - len(change.events) + 1

@@ -559,6 +559,8 @@ class StoreContract:
         assert await store.runs(RunQuery()) == []
         anyway = await store.apply(Change(thread=thread, events=(an_event(thread),), exact=False))
         assert anyway.events[0].seq == 2
+        patched = await store.apply(Change(thread=thread, patch={"title": "anyway"}, exact=False))
+        assert patched.thread == evolve(anyway.thread, title="anyway")
 
     async def test_a_removed_events_number_is_not_given_out_again(self, store: Store) -> None:
         thread, events = await filled(store, 3)

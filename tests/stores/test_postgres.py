@@ -33,11 +33,12 @@ from services import Address, OwnPostgres, Proxy, own_postgres
 
 from dooers import WorkerConfig
 from dooers.exceptions import ConfigError, DooersError, NotFoundError, StoreError
-from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadQuery
+from dooers.models import Change, EventQuery, Run, RunQuery, Thread, ThreadEvent, ThreadQuery
 from dooers.stores import Store, open_store
 from dooers.stores.migrations import HEAD
 from dooers.stores.postgres import PostgresStore
 from dooers.stores.sql import Statement
+from dooers.stores.sqlite import SqliteStore
 
 WITHIN = 30.0
 AUTHORITY = trustme.CA()
@@ -237,6 +238,105 @@ async def test_what_is_put_beside_a_change_happens_with_it_or_not_at_all(
         async with asyncio.timeout(WITHIN):
             assert [await heard.get() for _ in range(3)] == [thread.id] * 3
         assert heard.empty()
+
+
+# ---------------------------------------------------------------- the same as SQLite
+
+
+class Bursts:
+    """Random Changes of a few threads, with everything that may go wrong with one. The same seed, the same Changes."""
+
+    def __init__(self, seed: int) -> None:
+        self._chance = random.Random(seed)
+        self._count = 0
+        self._threads = [self._thread(n) for n in range(3)]
+        self._events: list[ThreadEvent] = []
+        self._runs = {
+            thread.id: [self._run(thread, f"run-{thread.id}-{n}") for n in range(3)] for thread in self._threads
+        }
+
+    def next(self) -> list[Change]:
+        """Changes of one thread that are given to a store at once."""
+        index = self._chance.randrange(3)
+        return [self._change(index) for _ in range(self._chance.randrange(1, 7))]
+
+    def _likely(self, percent: int) -> bool:
+        return self._chance.randrange(100) < percent
+
+    def _number(self) -> int:
+        self._count += 1
+        return self._count
+
+    def _thread(self, n: int) -> Thread:
+        return a_thread(f"thread-{n}", at=later(self._number()), title=f"first title {n}")
+
+    def _run(self, thread: Thread, run_id: str) -> Run:
+        return a_run(thread, id=run_id, at=later(self._number()), agent_id=f"agent {self._count}")
+
+    def _change(self, index: int) -> Change:
+        if self._likely(3):
+            self._threads[index] = self._thread(index)  # made again, if what follows removes and opens it
+        thread = self._threads[index]
+        more: dict[str, Any] = {}
+        if self._likely(40):
+            more["patch"] = {
+                name: self._patched(name) for name in ("title", "metadata", "updated_at") if self._likely(50)
+            }
+        if self._likely(60):
+            more["events"] = tuple(self._event(thread) for _ in range(self._chance.randrange(1, 4)))
+        if self._likely(50):
+            more["runs"] = tuple(self._ended(thread) for _ in range(self._chance.randrange(1, 4)))
+        if self._likely(40):
+            more["guard"] = self._chance.choice([SCOPE, evolve(SCOPE, user_id=None), *OTHERS.values()])
+        if "events" in more and self._likely(20):
+            more["repeat_key"] = f"key-{thread.id}-{self._chance.randrange(4)}"
+        return Change(thread=thread, opens=self._likely(35), exact=self._likely(70), removes=self._likely(4), **more)
+
+    def _patched(self, name: str) -> Any:
+        number = self._number()
+        return {"title": f"title {number}", "metadata": {"n": number, "t": (1, [])}, "updated_at": later(number)}[name]
+
+    def _event(self, thread: Thread) -> ThreadEvent:
+        if self._events and self._likely(3):
+            return evolve(self._chance.choice(self._events), thread_id=thread.id)  # its id is taken
+        number = self._number()
+        event = an_event(thread, f"text {number}", id=f"event-{number}", at=later(number), turn_seq=number % 3)
+        self._events.append(event)
+        return event
+
+    def _ended(self, thread: Thread) -> Run:
+        run = self._chance.choice(self._runs[thread.id])
+        if self._likely(50):
+            return run
+        return evolve(run, status=self._chance.choice(["succeeded", "failed"]), ended_at=later(self._number()))
+
+
+async def outcomes_of(store: Store, changes: list[Change]) -> list[Any]:
+    outcomes = await asyncio.gather(*(store.apply(change) for change in changes), return_exceptions=True)
+    return [type(one) if isinstance(one, BaseException) else one for one in outcomes]
+
+
+async def everything_in(store: Store) -> list[Any]:
+    threads = await store.threads(ThreadQuery())
+    events = [await store.events(EventQuery(thread_id=thread.id)) for thread in threads]
+    return [threads, events, await store.runs(RunQuery(limit=100))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_random_changes_end_and_leave_what_they_do_in_sqlite(
+    store: PostgresStore, worker_config: WorkerConfig, seed: int
+) -> None:
+    reference = SqliteStore(worker_config)
+    await reference.open()
+    bursts = Bursts(seed)
+    for _ in range(60):
+        changes = bursts.next()
+        wanted = await outcomes_of(reference, changes)
+        got = await outcomes_of(store, changes)
+        for n, change in enumerate(changes):
+            assert got[n] == wanted[n], (n, change)
+        assert await everything_in(store) == await everything_in(reference)
+    await reference.close()
 
 
 # ---------------------------------------------------------------- several stores, as several processes are
@@ -598,6 +698,21 @@ async def test_a_change_that_the_server_is_still_at_when_its_connection_is_lost_
         kept = await store.events(EventQuery(thread_id=thread.id))
         assert texts(kept) == ["one", "two", "three"]
         assert [change.events[0] for change in stored] == kept[1:]
+
+
+async def test_a_change_that_waits_too_long_for_its_thread_fails_and_is_not_written_later(
+    postgres: Address, postgres_config: WorkerConfig
+) -> None:
+    name = postgres_config.database_name
+    async with opened_store(evolve(postgres_config, database_timeout=0.2)) as store:
+        thread = await opened(store, "one")
+        async with postgres.session(name) as other, other.transaction():
+            await other.execute("SELECT 1 FROM worker_threads WHERE id = $1 FOR UPDATE", thread.id)
+            with pytest.raises(StoreError, match="QueryCanceled"):
+                await store.apply(Change(thread=thread, events=(an_event(thread, "late"),)))
+        stored = await store.apply(Change(thread=thread, events=(an_event(thread, "two"),)))
+        assert stored.events[0].seq == 2
+        assert texts(await store.events(EventQuery(thread_id=thread.id))) == ["one", "two"]
 
 
 async def write_for_a_while(store: PostgresStore, thread: Thread, until: asyncio.Event) -> list[str]:

@@ -11,8 +11,6 @@ from io import StringIO
 from threading import Lock
 from typing import Any
 
-from dooers.exceptions import StoreError
-
 __all__ = ["HEAD", "outdated", "upgrade_script", "upgrade_sqlite"]
 
 HEAD = "0001"
@@ -82,4 +80,4 @@ def _run(found: str | None, prefix: str, **target: Any) -> None:
             environment.configure(**options, **target)
             environment.run_migrations()
     except CommandError as error:
-        raise StoreError(f"{error}: this code knows the schema up to version {HEAD}; update dooers") from error
+        raise RuntimeError(f"{error}: this code knows the schema up to version {HEAD}; update dooers") from error
