@@ -277,7 +277,7 @@ def _as_stored(thread: Thread, changes: list[Change]) -> list[Change]:
     """Each Change with the thread as it left it, counted on from the row that the first of them found."""
     stored = []
     for change in changes:
-        events = _numbered(change, thread.last_seq)
+        events = _numbered(change, thread.last_seq) if change.events else ()
         if events:
             at = events[-1].created_at
             thread = evolve(thread, last_seq=events[-1].seq, last_event_at=at, updated_at=at)

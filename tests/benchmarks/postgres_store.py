@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -50,13 +51,16 @@ async def through_store(store: PostgresStore, message: Change, changes: list[Cha
     for change in changes:
         futures.append(store.apply(change))
         await asyncio.sleep(0)
-    await asyncio.gather(*futures)
+    await futures[-1]  # they end in order
 
 
-async def bare(pool: Any, statements: list[tuple[str, list[Any]]]) -> None:
-    for text, arguments in statements:
+async def bare(pool: Any, statements: Callable[[], list[tuple[str, list[Any]]]]) -> None:
+    """The same statements and nothing else: nobody orders them, answers for them, or reads what comes back."""
+    for text, arguments in statements():
         async with pool.acquire() as connection:
             await connection.fetch(text, *arguments)
+    for _ in range(4):
+        await asyncio.sleep(0)
 
 
 def as_sent(store: PostgresStore, message: Change, changes: list[Change]) -> list[tuple[str, list[Any]]]:
@@ -88,25 +92,32 @@ def message_of(thread: Thread) -> Change:
 
 
 async def measure(store: PostgresStore, pool: Any, at_once: int) -> None:
-    rows: dict[str, list[tuple[float, float]]] = {"store": [], "bare asyncpg": []}
+    rows: dict[str, list[tuple[float, float]]] = {
+        "store": [],
+        "bare asyncpg": [],
+        "bare, arguments made beforehand": [],
+    }
     for number in range(ROUNDS + 2):
-        threads = [a_thread() for _ in range(TURNS)]
-        made = [(message_of(thread), answer(thread)) for thread in threads]
-        turns: list[Callable[[], Awaitable[None]]] = [
-            (lambda m=m, c=c: through_store(store, m, c))  # type: ignore[misc]
-            for m, c in made
-        ]
-        sent = [as_sent(store, message_of(thread), answer(thread)) for thread in (a_thread() for _ in range(TURNS))]
-        raws: list[Callable[[], Awaitable[None]]] = [(lambda s=s: bare(pool, s)) for s in sent]  # type: ignore[misc]
-        for name, work in (("store", turns), ("bare asyncpg", raws)):
-            result = await timed(work, at_once)
+        works: dict[str, list[Callable[[], Awaitable[None]]]] = {name: [] for name in rows}
+        for name, turns in works.items():
+            for thread in (a_thread() for _ in range(TURNS)):
+                message, changes = message_of(thread), answer(thread)
+                make = partial(as_sent, store, message, changes)
+                if name == "store":
+                    turns.append(partial(through_store, store, message, changes))
+                elif name == "bare asyncpg":
+                    turns.append(partial(bare, pool, make))
+                else:
+                    turns.append(partial(bare, pool, partial(list, make())))
+        for name, turns in works.items():
+            result = await timed(turns, at_once)
             if number >= 2:
                 rows[name].append(result)
-    wall = {name: statistics.median(w for w, _ in values) for name, values in rows.items()}
-    own = {name: statistics.median(c for _, c in values) for name, values in rows.items()}
-    ratio = statistics.median(a[0] / b[0] for a, b in zip(rows["store"], rows["bare asyncpg"], strict=True))
-    print(f"{at_once} at once, µs a turn (of them this process): ", end="")
-    print(", ".join(f"{name} {wall[name]:.0f} ({own[name]:.0f})" for name in rows), f"ratio {ratio:.2f}", sep="; ")
+    print(f"{at_once} at once, µs a turn (of them this process)")
+    for name, values in rows.items():
+        wall, own = (statistics.median(value[n] for value in values) for n in (0, 1))
+        ratio = statistics.median(a[0] / b[0] for a, b in zip(rows["store"], values, strict=True))
+        print(f"  {name:34}{wall:6.0f} ({own:.0f}); the store is {ratio:.2f} of it")
 
 
 async def round_trips(store: PostgresStore, address: Address, database: str) -> None:
