@@ -90,18 +90,20 @@ class Writers:
         thread_id = self._ready.popleft()
         lane = self._lanes[thread_id]
         group = self._group(lane)
-        outcomes = await self._write(line, [change for change, _, _ in group], group[-1][2])
-        for (_, future, _), outcome in zip(group, outcomes, strict=True):
-            if future.done():
-                continue  # whoever asked was cancelled
-            if isinstance(outcome, Change):
-                future.set_result(outcome)
+        try:
+            outcomes = await self._write(line, [change for change, _, _ in group], group[-1][2])
+            for (_, future, _), outcome in zip(group, outcomes, strict=True):
+                if future.done():
+                    continue  # whoever asked was cancelled
+                if isinstance(outcome, Change):
+                    future.set_result(outcome)
+                else:
+                    future.set_exception(outcome)
+        finally:
+            if lane:
+                self._ready.append(thread_id)
             else:
-                future.set_exception(outcome)
-        if lane:
-            self._ready.append(thread_id)
-        else:
-            del self._lanes[thread_id]
+                del self._lanes[thread_id]
 
     async def _more(self) -> bool:
         """Wait for something to do, for a while."""

@@ -704,7 +704,7 @@ async def test_a_change_that_waits_too_long_for_its_thread_fails_and_is_not_writ
     postgres: Address, postgres_config: WorkerConfig
 ) -> None:
     name = postgres_config.database_name
-    async with opened_store(evolve(postgres_config, database_timeout=0.2)) as store:
+    async with opened_store(evolve(postgres_config, database_timeout=1.0)) as store:
         thread = await opened(store, "one")
         async with postgres.session(name) as other, other.transaction():
             await other.execute("SELECT 1 FROM worker_threads WHERE id = $1 FOR UPDATE", thread.id)
@@ -797,7 +797,7 @@ async def test_a_server_that_restarts_under_load_loses_and_doubles_nothing(spare
 
 
 async def test_while_the_server_is_away_everything_fails_in_time_and_then_works_again(spare: OwnPostgres) -> None:
-    config = spare.address.config("postgres", database_table_prefix="away_", database_timeout=0.5)
+    config = spare.address.config("postgres", database_table_prefix="away_", database_timeout=1.0)
     async with opened_store(config) as store:
         thread = await opened(store, "one")
         await asyncio.to_thread(spare.stop)
