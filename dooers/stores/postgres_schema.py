@@ -32,8 +32,7 @@ async def prepare(line: Line, prefix: str, *, migrate: bool) -> None:
         raise StoreError(outdated(found))
     raw = await line.raw()
     async with raw.transaction():
-        # The names of tables are what is locked: two prefixes in one database do not wait for each other.
-        await raw.execute("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
+        await line.fetch(sql.take_your_time())
         await line.fetch(sql.lock_schema(), timeout=MIGRATING)
         there = await line.fetch(sql.version_is_there())
         found = _version(await line.fetch(sql.version_if_there())) if there[0]["there"] else None

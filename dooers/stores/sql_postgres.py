@@ -92,8 +92,15 @@ class PostgresStatements(Statements):
     def version_is_there(self) -> Statement:
         return "SELECT to_regclass(:name) IS NOT NULL AS there", {"name": self.version}
 
+    def take_your_time(self) -> Statement:
+        """No timeout of the server's until the end of the transaction: a migration may be long."""
+        return (
+            "SELECT set_config('statement_timeout', '0', true), "
+            "set_config('idle_in_transaction_session_timeout', '0', true)"
+        ), {}
+
     def lock_schema(self) -> Statement:
-        """Wait for the others who want to change these tables, until the end of the transaction."""
+        """Keep others from changing these tables until the end of the transaction; those of another prefix do not wait."""
         return "SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))", {"name": f"dooers schema {self.version}"}
 
     # ------------------------------------------------------------ one statement for a Change, or several
