@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from services.postgres import postgres, postgres_config, postgres_database
 
 from dooers import WorkerConfig
+
+__all__ = ["anyio_backend", "postgres", "postgres_config", "postgres_database", "worker_config"]
 
 # Asserts of the suite that other modules subclass should say what they compared, as those of test modules do.
 pytest.register_assert_rewrite("contract")

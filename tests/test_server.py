@@ -21,6 +21,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from dooers import ConfigError, SettingsField, SettingsSchema, SignatureError, StoreError, WorkerConfig, WorkerServer
+from dooers.stores import STORES
 from dooers.testing import Closed, WorkerClient
 
 WHO: dict[str, Any] = {"organization_id": "o", "workspace_id": "w", "user_id": "u"}
@@ -250,9 +251,10 @@ def test_a_config_of_the_wrong_type_is_refused() -> None:
         WorkerServer("sqlite")  # type: ignore[arg-type]
 
 
-async def test_a_database_this_version_does_not_have_says_so_when_it_is_opened() -> None:
-    worker = WorkerServer(WorkerConfig(database_type="postgres", database_name="mydb"))
-    with pytest.raises(ConfigError, match="'postgres' is not available in this version; available: sqlite"):
+async def test_a_database_this_version_does_not_have_says_so_when_it_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(STORES, "cosmos")
+    worker = WorkerServer(WorkerConfig(database_type="cosmos", database_name="mydb"))
+    with pytest.raises(ConfigError, match="'cosmos' is not available in this version; available: postgres, sqlite"):
         await worker.ensure_initialized()
     await worker.close()
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
 
-__all__ = ["GAP", "PAGE", "STORES", "Reader", "Store", "open_store", "snapshot_of"]
+__all__ = ["GAP", "PAGE", "STORES", "Reader", "Store", "at_once", "open_store", "snapshot_of"]
 
+T = TypeVar("T")
 
 # How many events a snapshot holds: the newest page, or what closes a gap (the rest of a larger one follows in further frames).
 PAGE = 100
@@ -44,8 +45,8 @@ class Store(Protocol):
         ...
 
     def apply(self, change: Change) -> asyncio.Future[Change]:
-        """Store a Change in one transaction. In each thread, the order of calls is the order of writing and the order in which
-        futures end; a store may be faster with one thread than with another.
+        """Store a Change in one transaction. Within a thread the order of calls is the order of writing and the order in which
+        futures end; Changes of different threads may overtake each other.
 
         The future's result is the Change as stored: its thread as it is now, its events numbered. Cancelling the future does
         not cancel the write.
@@ -111,42 +112,57 @@ class Store(Protocol):
 
 
 class Reader(Protocol):
-    """The reads a snapshot is made of, inside one transaction. Not async: a store runs them where its data is."""
+    """The reads a snapshot is made of, inside one transaction."""
 
-    def thread(self, thread_id: str) -> Thread | None: ...
-    def events(self, query: EventQuery) -> list[ThreadEvent]: ...
-    def runs(self, query: RunQuery) -> list[Run]: ...
-    def seq_of(self, thread_id: str, event_id: str) -> int | None: ...
+    async def thread(self, thread_id: str) -> Thread | None: ...
+    async def events(self, query: EventQuery) -> list[ThreadEvent]: ...
+    async def runs(self, query: RunQuery) -> list[Run]: ...
+    async def seq_of(self, thread_id: str, event_id: str) -> int | None: ...
 
 
-def snapshot_of(reader: Reader, thread_id: str, *, after_event_id: str | None, at_least_page: bool) -> Snapshot | None:
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never waits: for readers whose data is at hand, in memory or on the driver's thread."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+    work.close()
+    raise RuntimeError("expected a coroutine that never waits, this one does; await it instead")
+
+
+async def snapshot_of(
+    reader: Reader, thread_id: str, *, after_event_id: str | None, at_least_page: bool
+) -> Snapshot | None:
     """The rule of what a snapshot holds.
 
     Without `after_event_id`, or with one this thread does not know: the newest page. With one: the first page of what follows
     it (whoever asks pages on from there). `at_least_page` is for clients that replace their view with each snapshot: they
     get the newest page or everything after the event, whichever is more.
     """
-    thread = reader.thread(thread_id)
+    thread = await reader.thread(thread_id)
     if thread is None:
         return None
-    runs = reader.runs(RunQuery(equal={"thread_id": thread_id, "status": "running"}, limit=100, oldest_first=True))
-    after = reader.seq_of(thread_id, after_event_id) if after_event_id is not None else None
+    runs = await reader.runs(
+        RunQuery(equal={"thread_id": thread_id, "status": "running"}, limit=100, oldest_first=True)
+    )
+    after = await reader.seq_of(thread_id, after_event_id) if after_event_id is not None else None
     newest = EventQuery(thread_id=thread_id, limit=PAGE)
     if after is None:
-        events = reader.events(newest)
+        events = await reader.events(newest)
     elif not at_least_page:
-        events = reader.events(EventQuery(thread_id=thread_id, after_seq=after, limit=GAP, oldest_first=True))
+        events = await reader.events(EventQuery(thread_id=thread_id, after_seq=after, limit=GAP, oldest_first=True))
     else:
-        events = reader.events(newest)
+        events = await reader.events(newest)
         if events and events[0].seq > after + 1:
-            events = reader.events(EventQuery(thread_id=thread_id, after_seq=after))
+            events = await reader.events(EventQuery(thread_id=thread_id, after_seq=after))
     first = events[0].seq if events else thread.last_seq + 1
-    before = reader.events(EventQuery(thread_id=thread_id, before_seq=first, limit=1))
+    before = await reader.events(EventQuery(thread_id=thread_id, before_seq=first, limit=1))
     return Snapshot(thread=thread, events=events, runs=runs, has_more=bool(before))
 
 
 # Which class serves which `database_type`, imported when it is asked for: a driver that is not used is not needed.
 STORES: dict[str, tuple[str, str]] = {
+    "postgres": ("dooers.stores.postgres", "PostgresStore"),
     "sqlite": ("dooers.stores.sqlite", "SqliteStore"),
     "cosmos": ("dooers.stores.cosmos", "CosmosStore"),
     "memory": ("dooers.stores.memory", "MemoryStore"),

@@ -47,7 +47,7 @@ from dooers.stores.cosmos_documents import (
     thread_partition,
 )
 from dooers.stores.cosmos_writer import Writer, together
-from dooers.stores.sql import event_of, run_of, stamp, thread_of
+from dooers.stores.rows import event_of, run_of, stamp, thread_of
 
 __all__ = ["CosmosStore"]
 
@@ -223,22 +223,8 @@ class CosmosStore:
     async def _snapshot_at(
         self, document: dict[str, Any], thread: Thread, after_event_id: str | None, at_least_page: bool
     ) -> Snapshot | None:
-        reader = _Reader(thread)
-        while True:
-            try:
-                return snapshot_of(reader, thread.id, after_event_id=after_event_id, at_least_page=at_least_page)
-            except _Unread as unread:
-                asked = unread.asked
-            if isinstance(asked, EventQuery):
-                found: Any = _events(asked, await self._query(list_events(asked, thread.last_seq)))
-            elif isinstance(asked, RunQuery):
-                rows = await self._query(list_runs(asked, [], document["version"]))
-                found = [evolve(run_of(row["body"]), status="running", ended_at=None, error=None) for row in rows]
-            else:
-                event = await self._container.read(event_name(asked), document["pk"])
-                seq = event["body"]["seq"] if event is not None and event["kind"] == "event" else None
-                found = seq if seq is not None and seq <= thread.last_seq else None
-            reader.answers.append((asked, found))
+        reader = _Reader(self, document, thread)
+        return await snapshot_of(reader, thread.id, after_event_id=after_event_id, at_least_page=at_least_page)
 
     async def run(self, run_id: str) -> Run | None:
         document = await self._by_name(run_name(run_id))
@@ -310,38 +296,26 @@ class CosmosStore:
         return False
 
 
-class _Unread(Exception):
-    """The rule of a snapshot asks for something that was not fetched yet."""
-
-    def __init__(self, asked: Any) -> None:
-        super().__init__(asked)
-        self.asked = asked
-
-
 class _Reader:
-    """Answers what was fetched. The rule is asked again after each fetch: it is short, and stands in one place for all stores."""
+    """Reads a thread as it was at one version of its document."""
 
-    def __init__(self, thread: Thread) -> None:
-        self._thread = thread
-        self.answers: list[tuple[Any, Any]] = []
+    def __init__(self, store: CosmosStore, document: dict[str, Any], thread: Thread) -> None:
+        self._store, self._document, self._thread = store, document, thread
 
-    def _answer(self, asked: Any) -> Any:
-        for question, answer in self.answers:
-            if question == asked:
-                return answer
-        raise _Unread(asked)
-
-    def thread(self, thread_id: str) -> Thread | None:
+    async def thread(self, thread_id: str) -> Thread | None:
         return self._thread
 
-    def events(self, query: EventQuery) -> list[ThreadEvent]:
-        return self._answer(query)  # type: ignore[no-any-return]
+    async def events(self, query: EventQuery) -> list[ThreadEvent]:
+        return _events(query, await self._store._query(list_events(query, self._thread.last_seq)))
 
-    def runs(self, query: RunQuery) -> list[Run]:
-        return self._answer(query)  # type: ignore[no-any-return]
+    async def runs(self, query: RunQuery) -> list[Run]:
+        rows = await self._store._query(list_runs(query, [], self._document["version"]))
+        return [evolve(run_of(row["body"]), status="running", ended_at=None, error=None) for row in rows]
 
-    def seq_of(self, thread_id: str, event_id: str) -> int | None:
-        return self._answer(event_id)  # type: ignore[no-any-return]
+    async def seq_of(self, thread_id: str, event_id: str) -> int | None:
+        event = await self._store._container.read(event_name(event_id), self._document["pk"])
+        seq = event["body"]["seq"] if event is not None and event["kind"] == "event" else None
+        return seq if seq is not None and seq <= self._thread.last_seq else None
 
 
 def _events(query: EventQuery, rows: list[Any]) -> list[ThreadEvent]:

@@ -26,7 +26,8 @@ from attrs import frozen
 
 from dooers.codec import dumps
 from dooers.models import EventQuery, Run, RunQuery, Thread, ThreadEvent, ThreadQuery
-from dooers.stores.sql import check_filter, event_row, run_row, stamp, thread_of, thread_row
+from dooers.stores.rows import event_row, run_row, stamp, thread_of, thread_row
+from dooers.stores.sql import check_filter
 
 __all__ = [
     "INDEXING",
@@ -137,7 +138,7 @@ def thread_document(thread: Thread, version: int, mark: str, maker: str) -> dict
         "id": THREAD,
         "pk": thread_partition(thread.id),
         "kind": "thread",
-        "body": thread_row(thread),
+        "body": thread_row(thread, stamp),
         "version": version,
         "mark": mark,
         "maker": maker,
@@ -149,7 +150,7 @@ def event_document(event: ThreadEvent, mark: str, repeat_key: str | None) -> dic
         "id": event_name(event.id),
         "pk": thread_partition(event.thread_id),
         "kind": "event",
-        "body": event_row(event),
+        "body": event_row(event, stamp),
         "mark": mark,
         "repeat_key": repeat_key,
     }
@@ -161,7 +162,7 @@ def run_document(run: Run, worker_id: str, since: int, until: int | None) -> dic
         "id": run_name(run.id),
         "pk": thread_partition(run.thread_id),
         "kind": "run",
-        "body": run_row(run),
+        "body": run_row(run, stamp),
         "worker_id": worker_id,
         "since": since,
         "until": until,

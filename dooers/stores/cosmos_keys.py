@@ -28,7 +28,7 @@ from dooers.stores.cosmos_documents import (
     thread_partition,
     void_document,
 )
-from dooers.stores.sql import event_of
+from dooers.stores.rows import event_of
 
 __all__ = ["LEASE", "RepeatKeys"]
 

@@ -42,7 +42,7 @@ from dooers.stores.cosmos_documents import (
     tombstone_document,
 )
 from dooers.stores.cosmos_keys import LEASE, RepeatKeys
-from dooers.stores.sql import run_of
+from dooers.stores.rows import run_of
 
 __all__ = ["Writer", "together"]
 

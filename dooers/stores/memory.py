@@ -164,18 +164,18 @@ class MemoryStore:
         return None if thread_id is None else self._events[thread_id].get(event_id)
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
-        return _Reader(self).events(query)
+        return await _Reader(self).events(query)
 
     async def snapshot(
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False
     ) -> Snapshot | None:
-        return snapshot_of(_Reader(self), thread_id, after_event_id=after_event_id, at_least_page=at_least_page)
+        return await snapshot_of(_Reader(self), thread_id, after_event_id=after_event_id, at_least_page=at_least_page)
 
     async def run(self, run_id: str) -> Run | None:
         return self._runs.get(run_id)
 
     async def runs(self, query: RunQuery) -> list[Run]:
-        return _Reader(self).runs(query)
+        return await _Reader(self).runs(query)
 
     async def settings(self, worker_id: str) -> StoredSettings:
         return self._settings.get(worker_id, StoredSettings())
@@ -188,10 +188,10 @@ class _Reader:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
-    def thread(self, thread_id: str) -> Thread | None:
+    async def thread(self, thread_id: str) -> Thread | None:
         return self._store._threads.get(thread_id)
 
-    def events(self, query: EventQuery) -> list[ThreadEvent]:
+    async def events(self, query: EventQuery) -> list[ThreadEvent]:
         rows = _equal("events", self._store._events.get(query.thread_id, {}).values(), query.equal)
         keep = [
             row
@@ -204,7 +204,7 @@ class _Reader:
         ]
         return sorted(_newest(keep, query.limit, query.oldest_first, lambda row: row.seq), key=lambda row: row.seq)
 
-    def runs(self, query: RunQuery) -> list[Run]:
+    async def runs(self, query: RunQuery) -> list[Run]:
         check_filter("runs", query.equal)
         equal = dict(query.equal)
         worker_id = equal.pop("worker_id", None)
@@ -213,6 +213,6 @@ class _Reader:
             rows = [row for row in rows if self._store._threads[row.thread_id].worker_id == worker_id]
         return _newest(rows, query.limit, query.oldest_first, lambda row: (row.started_at, row.id))
 
-    def seq_of(self, thread_id: str, event_id: str) -> int | None:
+    async def seq_of(self, thread_id: str, event_id: str) -> int | None:
         event = self._store._events.get(thread_id, {}).get(event_id)
         return None if event is None else event.seq

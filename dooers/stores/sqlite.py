@@ -37,8 +37,9 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import snapshot_of
-from dooers.stores.sql import Statement, Statements, event_of, run_of, thread_of
+from dooers.stores import at_once, snapshot_of
+from dooers.stores.rows import event_of, moment, run_of, thread_of
+from dooers.stores.sql import SqliteStatements, Statement
 from dooers.stores.sqlite_connection import connect, hop, hop_to_end, prepare, prepare_file
 
 __all__ = ["SqliteStore"]
@@ -60,7 +61,7 @@ class SqliteStore:
         self._path = config.database_name
         self._prefix = config.database_table_prefix
         self._auto_migrate = config.database_auto_migrate
-        self._sql = Statements(self._prefix)
+        self._sql = SqliteStatements(self._prefix)
         self._stack = AsyncExitStack()
         self._writer: Connection | None = None
         self._reader: Connection | None = None
@@ -195,7 +196,7 @@ class SqliteStore:
         if change.events or created:
             thread = thread_of(_found(_one(connection, sql.append(change))))
         if change.patch:
-            thread = thread_of(_found(_one(connection, sql.patch(thread, change.patch, change.guard))))
+            thread = thread_of(_found(_one(connection, sql.patch(thread, change))))
         for run in change.runs:
             connection.execute(*sql.put_run(run)).close()
         first_seq = thread.last_seq - len(change.events) + 1
@@ -210,7 +211,8 @@ class SqliteStore:
         """The thread a Change is about, and whether it is to be created. NotFoundError if neither may be."""
         if not change.opens and (change.events or change.patch):
             return change.thread, False  # the statements that write it find out by themselves
-        known = _Reader(connection, self._sql).thread(change.thread.id)
+        row = _one(connection, self._sql.thread(change.thread.id))
+        known = None if row is None else thread_of(row)
         if known is not None and change.exact and not change.opens and known.created_at != change.thread.created_at:
             known = None  # another one, made again under the same id
         created = known is None and change.opens
@@ -251,7 +253,7 @@ class SqliteStore:
             raise _store_error(error) from error
 
     async def thread(self, thread_id: str) -> Thread | None:
-        return await self._read(lambda connection: _Reader(connection, self._sql).thread(thread_id))
+        return await self._read(lambda connection: at_once(_Reader(connection, self._sql).thread(thread_id)))
 
     async def threads(self, query: ThreadQuery) -> list[Thread]:
         return [thread_of(row) for row in await self._read(lambda c: _all(c, self._sql.list_threads(query)))]
@@ -265,7 +267,7 @@ class SqliteStore:
         return None if row is None else event_of(row)
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
-        return await self._read(lambda connection: _Reader(connection, self._sql).events(query))
+        return await self._read(lambda connection: at_once(_Reader(connection, self._sql).events(query)))
 
     async def snapshot(
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False
@@ -273,11 +275,9 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> Snapshot | None:
             connection.execute("BEGIN")  # all reads of one instant
             try:
-                return snapshot_of(
-                    _Reader(connection, self._sql),
-                    thread_id,
-                    after_event_id=after_event_id,
-                    at_least_page=at_least_page,
+                reader = _Reader(connection, self._sql)
+                return at_once(
+                    snapshot_of(reader, thread_id, after_event_id=after_event_id, at_least_page=at_least_page)
                 )
             finally:
                 connection.execute("COMMIT")
@@ -289,18 +289,18 @@ class SqliteStore:
         return None if row is None else run_of(row)
 
     async def runs(self, query: RunQuery) -> list[Run]:
-        return await self._read(lambda connection: _Reader(connection, self._sql).runs(query))
+        return await self._read(lambda connection: at_once(_Reader(connection, self._sql).runs(query)))
 
     async def settings(self, worker_id: str) -> StoredSettings:
         rows = await self._read(lambda connection: _all(connection, self._sql.list_settings(worker_id)))
         if not rows:
             return StoredSettings()
-        newest = max(datetime.fromisoformat(row["updated_at"]) for row in rows)
+        newest = max(moment(row["updated_at"]) for row in rows)
         return StoredSettings({row["field_id"]: loads(row["value"]) for row in rows}, newest)
 
     async def configured(self) -> list[str]:
         # Sorted here: a database sorts texts by its own rules.
-        return sorted(row["worker_id"] for row in await self._read(lambda c: _all(c, self._sql.list_configured())))
+        return sorted(row["worker_id"] for row in await self._read(lambda c: _all(c, self._sql.configured())))
 
     def _need(self, connection: Connection | None) -> Connection:
         if connection is None:
@@ -309,21 +309,21 @@ class SqliteStore:
 
 
 class _Reader:
-    def __init__(self, connection: sqlite3.Connection, sql: Statements) -> None:
+    def __init__(self, connection: sqlite3.Connection, sql: SqliteStatements) -> None:
         self._connection, self._sql = connection, sql
 
-    def thread(self, thread_id: str) -> Thread | None:
+    async def thread(self, thread_id: str) -> Thread | None:
         row = _one(self._connection, self._sql.thread(thread_id))
         return None if row is None else thread_of(row)
 
-    def events(self, query: EventQuery) -> list[ThreadEvent]:
+    async def events(self, query: EventQuery) -> list[ThreadEvent]:
         rows = [event_of(row) for row in _all(self._connection, self._sql.list_events(query))]
         return rows if query.oldest_first else rows[::-1]
 
-    def runs(self, query: RunQuery) -> list[Run]:
+    async def runs(self, query: RunQuery) -> list[Run]:
         return [run_of(row) for row in _all(self._connection, self._sql.list_runs(query))]
 
-    def seq_of(self, thread_id: str, event_id: str) -> int | None:
+    async def seq_of(self, thread_id: str, event_id: str) -> int | None:
         row = _one(self._connection, self._sql.seq_of(thread_id, event_id))
         return None if row is None else int(row["seq"])
 

@@ -17,7 +17,7 @@ import databases
 from databases.core import Connection
 
 from dooers.exceptions import StoreError
-from dooers.stores.migrations import HEAD, upgrade_sqlite
+from dooers.stores.migrations import HEAD, outdated, upgrade_sqlite
 
 __all__ = ["PATIENCE", "TunedConnection", "connect", "hop", "hop_to_end", "prepare", "prepare_file"]
 
@@ -134,10 +134,7 @@ def prepare(connection: sqlite3.Connection, prefix: str, *, migrate: bool) -> No
     if found == HEAD:
         return
     if not migrate:
-        raise StoreError(
-            f"the database has schema version {found}, this code needs {HEAD}; "
-            "call `await worker.migrate()` once, or set database_auto_migrate=True"
-        )
+        raise StoreError(outdated(found))
     upgrade_sqlite(connection, prefix)
 
 

@@ -480,8 +480,8 @@ class StoreContract:
     async def test_of_concurrent_repeats_exactly_one_is_written(self, store: Store) -> None:
         threads = [a_thread() for _ in range(30)]
         stored = await asyncio.gather(*(store.apply(opening(one, an_event(one), repeat_key="same")) for one in threads))
-        assert [change.repeated for change in stored] == [False] + [True] * 29
-        assert {change.thread.id for change in stored} == {threads[0].id}
+        assert sum(not change.repeated for change in stored) == 1
+        assert len({change.thread.id for change in stored}) == 1
         assert len({change.events[0].id for change in stored}) == 1
         assert await store.count_threads({}) == 1
 
@@ -562,6 +562,8 @@ class StoreContract:
         assert await store.runs(RunQuery()) == []
         anyway = await store.apply(Change(thread=thread, events=(an_event(thread),), exact=False))
         assert anyway.events[0].seq == 2
+        patched = await store.apply(Change(thread=thread, patch={"title": "anyway"}, exact=False))
+        assert patched.thread == evolve(anyway.thread, title="anyway")
 
     async def test_a_removed_events_number_is_not_given_out_again(self, store: Store) -> None:
         thread, events = await filled(store, 3)
