@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
 from dooers.config import WorkerConfig
-from dooers.exceptions import ConfigError
+from dooers.exceptions import ConfigError, DooersError, NotFoundError, StoreError
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
 
-__all__ = ["GAP", "PAGE", "STORES", "Reader", "Store", "at_once", "open_store", "snapshot_of"]
+__all__ = ["GAP", "PAGE", "STORES", "Reader", "Store", "at_once", "open_store", "snapshot_of", "store_error"]
 
 T = TypeVar("T")
 
@@ -158,6 +158,17 @@ async def snapshot_of(
     first = events[0].seq if events else thread.last_seq + 1
     before = await reader.events(EventQuery(thread_id=thread_id, before_seq=first, limit=1))
     return Snapshot(thread=thread, events=events, runs=runs, has_more=bool(before))
+
+
+def store_error(error: BaseException) -> DooersError:
+    """What a caller is told. The driver's exception is the cause; its class says what kind of failure it was."""
+    if isinstance(error, NotFoundError):
+        return NotFoundError(*error.args)  # one each: several futures may get it
+    if isinstance(error, DooersError):
+        return error
+    wrapped = StoreError(f"the database did not do it ({type(error).__name__})")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 # Which class serves which `database_type`, imported when it is asked for: a driver that is not used is not needed.

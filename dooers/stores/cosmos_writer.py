@@ -28,6 +28,7 @@ from dooers.access import visible
 from dooers.codec import dumps
 from dooers.exceptions import DooersError, NotFoundError, StoreError
 from dooers.models import Change, Run, Thread
+from dooers.stores import store_error
 from dooers.stores.cosmos_container import BATCH, Conflict, Container, Operation, SpoiltError, Tries
 from dooers.stores.cosmos_documents import (
     THREAD,
@@ -80,7 +81,7 @@ class Writer:
                 return [error for _ in changes]
         except Exception as error:
             if len(changes) == 1:
-                return [_store_error(error)]
+                return [store_error(error)]
         # One of them spoils it for the others: each for itself.
         return [(await self.write([change]))[0] for change in changes]
 
@@ -404,11 +405,3 @@ def _batches(events: list[Operation], runs: list[Operation]) -> list[list[Operat
         flat = [operation for batch in batches for operation in batch]
         return [*_batches(flat[: -len(runs)], []), flat[-len(runs) :]]
     return batches
-
-
-def _store_error(error: Exception) -> DooersError:
-    if isinstance(error, DooersError):
-        return error
-    wrapped = StoreError(f"the database did not do it ({type(error).__name__})")
-    wrapped.__cause__ = error
-    return wrapped

@@ -28,8 +28,8 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import snapshot_of
-from dooers.stores.postgres_connection import Line, Patience, Pool, interrupted, store_error, transient
+from dooers.stores import snapshot_of, store_error
+from dooers.stores.postgres_connection import Line, Patience, Pool, interrupted, transient
 from dooers.stores.postgres_schema import prepare
 from dooers.stores.postgres_writers import Outcome, Writers
 from dooers.stores.rows import Row, event_of, run_of, thread_of

@@ -21,11 +21,12 @@ import databases
 from databases.core import Connection
 
 from dooers.config import WorkerConfig
-from dooers.exceptions import ConfigError, DooersError, NotFoundError, StoreError
+from dooers.exceptions import ConfigError, StoreError
+from dooers.stores import store_error
 from dooers.stores.rows import Row
 from dooers.stores.sql import Statement
 
-__all__ = ["Line", "Patience", "Pool", "interrupted", "store_error", "transient"]
+__all__ = ["Line", "Patience", "Pool", "interrupted", "transient"]
 
 T = TypeVar("T")
 
@@ -64,17 +65,6 @@ def interrupted(error: BaseException) -> bool:
 def transient(error: BaseException) -> bool:
     """Whether the same may go well a moment later."""
     return interrupted(error) or isinstance(error, _UNLUCKY)
-
-
-def store_error(error: BaseException) -> DooersError:
-    """What a caller is told. The driver's exception is the cause; its class says what kind of failure it was."""
-    if isinstance(error, NotFoundError):
-        return NotFoundError(*error.args)  # one each: several futures may get it
-    if isinstance(error, DooersError):
-        return error
-    wrapped = StoreError(f"the database did not do it ({type(error).__name__})")
-    wrapped.__cause__ = error
-    return wrapped
 
 
 @lru_cache(maxsize=1024)

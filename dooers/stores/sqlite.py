@@ -37,7 +37,7 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import at_once, snapshot_of
+from dooers.stores import at_once, snapshot_of, store_error
 from dooers.stores.rows import event_of, moment, run_of, thread_of
 from dooers.stores.sql import SqliteStatements, Statement
 from dooers.stores.sqlite_connection import connect, hop, hop_to_end, prepare, prepare_file
@@ -155,7 +155,7 @@ class SqliteStore:
             return await hop_to_end(writer, lambda connection: self._transaction(connection, changes))
         except Exception as error:
             # The flusher must go on: whoever waits gets this, and the next Change gets its chance.
-            return [_store_error(error) for _ in changes]
+            return [store_error(error) for _ in changes]
 
     def _transaction(self, connection: sqlite3.Connection, changes: list[Change]) -> list[Change | DooersError]:
         """First all in one transaction; if one of them spoils it, one transaction each."""
@@ -163,7 +163,7 @@ class SqliteStore:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             # Locked, unreadable, gone: so it is for each of them, and each would wait as long again to hear it.
-            return [_store_error(error) for _ in changes]
+            return [store_error(error) for _ in changes]
         try:
             stored = [self._write_or_refuse(connection, change) for change in changes]
             connection.execute("COMMIT")
@@ -172,7 +172,7 @@ class SqliteStore:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             if len(changes) == 1:
-                return [_store_error(error)]
+                return [store_error(error)]
         return [self._transaction(connection, [change])[0] for change in changes]
 
     def _write_or_refuse(self, connection: sqlite3.Connection, change: Change) -> Change | DooersError:
@@ -242,7 +242,7 @@ class SqliteStore:
         try:
             return await hop(self._need(self._writer), work)
         except sqlite3.Error as error:
-            raise _store_error(error) from error
+            raise store_error(error) from error
 
     # ------------------------------------------------------------ reading
 
@@ -250,7 +250,7 @@ class SqliteStore:
         try:
             return await hop(self._need(self._reader), work)
         except sqlite3.Error as error:
-            raise _store_error(error) from error
+            raise store_error(error) from error
 
     async def thread(self, thread_id: str) -> Thread | None:
         return await self._read(lambda connection: at_once(_Reader(connection, self._sql).thread(thread_id)))
@@ -348,11 +348,3 @@ def _in_scope(thread: Thread | None, guard: Scope | None) -> Thread:
     if thread is None or (guard is not None and not visible(thread, guard)):
         raise NotFoundError("there is no such thread")
     return thread
-
-
-def _store_error(error: Exception) -> DooersError:
-    if isinstance(error, DooersError):
-        return error
-    wrapped = StoreError(f"the database did not do it ({type(error).__name__})")
-    wrapped.__cause__ = error
-    return wrapped
