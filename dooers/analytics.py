@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from attrs import Factory, frozen
 
-from dooers.broadcast import Broadcast
+from dooers.broadcast import Teller
 from dooers.codec import dumps
 from dooers.config import WorkerConfig
 from dooers.models import Change, Thread
@@ -138,9 +138,9 @@ _AUTOMATIC = {
 class Collector:
     """Takes events and passes them on: at once to subscribers of this process, in batches to the webhook."""
 
-    def __init__(self, config: WorkerConfig, broadcast: Broadcast, clock: Clock) -> None:
+    def __init__(self, config: WorkerConfig, teller: Teller, clock: Clock) -> None:
         self._config = config
-        self._broadcast = broadcast
+        self._teller = teller
         self._clock = clock
         self._buffer: deque[AnalyticsEventPayload] = deque(maxlen=BUFFER)
         self._enough = asyncio.Event()
@@ -150,17 +150,30 @@ class Collector:
         self.dropped = 0
 
     def observe(self, change: Change) -> None:
-        """Take the automatic events of a stored Change."""
+        """Take the automatic events of a Change that this process has stored."""
         if self._config.analytics_enabled:
             for payload in events_of(change):
-                self.track(payload, change.thread)
+                # Only here: other processes hear of the Change, and make their own of it.
+                self._tell(payload, change.thread, here=True)
+                self._keep(payload)
+
+    def show(self, change: Change) -> None:
+        """Show live subscribers here the automatic events of a Change that another process stored, and delivers."""
+        if self._config.analytics_enabled:
+            for payload in events_of(change):
+                self._tell(payload, change.thread, here=True)
 
     def track(self, payload: AnalyticsEventPayload, thread: Thread | None) -> None:
         """Take one event. Live subscribers hear of it if they may see its thread; without a thread only the webhook does."""
-        if not self._config.analytics_enabled:
-            return
-        if thread is not None:
-            self._broadcast.tell("analytics", payload.worker_id, "analytics.event", payload.out(), thread)
+        if self._config.analytics_enabled:
+            if thread is not None:
+                self._tell(payload, thread, here=False)
+            self._keep(payload)
+
+    def _tell(self, payload: AnalyticsEventPayload, thread: Thread, *, here: bool) -> None:
+        self._teller.tell("analytics", payload.worker_id, "analytics.event", payload.out(), thread, here=here)
+
+    def _keep(self, payload: AnalyticsEventPayload) -> None:
         if self._config.analytics_webhook_url is not None:
             if len(self._buffer) == BUFFER:
                 self.dropped += 1

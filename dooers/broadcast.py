@@ -15,11 +15,13 @@ from dooers.models import Change, Scope, Thread, ThreadEvent
 from dooers.protocol import Audience, Dialect, Frame, appended, frames_of, serialize
 from dooers.turn import Clock
 
-__all__ = ["Broadcast", "Growth", "Member"]
+__all__ = ["TRY_AGAIN", "Broadcast", "Growth", "Member", "Teller"]
 
 Place: TypeAlias = tuple[str, str, str]
 # How a session sees a message that is being written: piece by piece, as one that grows, or when it is done.
 Growth: TypeAlias = Literal["deltas", "growing", "done"]
+# The close code for "try again later".
+TRY_AGAIN = 1013
 
 
 class Member(Protocol):
@@ -40,22 +42,57 @@ class Member(Protocol):
         """The same, for a piece of a message: may be left out, and then so is every later piece of that message."""
         ...
 
+    def close(self, code: int) -> None:
+        """End the session: it comes back and resumes."""
+        ...
+
+
+class Teller(Protocol):
+    """Who brings news to people: this process's own fan-out, or the relay that tells other processes too."""
+
+    def publish(self, change: Change) -> None: ...
+    def tell_delta(self, thread: Thread, event: ThreadEvent, at: int, text: str) -> None: ...
+    def tell_growing(self, thread: Thread, so_far: Callable[[], ThreadEvent | None]) -> None: ...
+    def tell(
+        self,
+        topic: str,
+        worker_id: str,
+        frame_type: str,
+        payload: dict[str, Any],
+        about: Thread | None,
+        *,
+        here: bool = False,
+    ) -> None: ...
+
 
 @define(eq=False)
 class _Feed:
     """One session's subscription to one thread. While its snapshot is being read, changes are `held` back.
 
-    `after` is the last event that the snapshot had: what is stored is read at once, and may be published only after that.
+    `after` is the last event that it has, from its snapshot or live: what is stored is read at once, and may be published only
+    after that. It is None for one that began without a snapshot and has heard nothing yet.
     """
 
     held: list[Change] | None = None
-    after: int = 0
+    after: int | None = None
+    thread: Thread | None = None
+
+    def lacks(self, change: Change) -> bool:
+        """Whether this session has not been told of an event that came before these."""
+        return bool(change.events) and self.after is not None and change.events[0].seq > self.after + 1
 
     def newer(self, change: Change) -> Change:
         """The change without what this session has already."""
-        if not change.events or change.events[0].seq > self.after:
+        if not change.events or self.after is None or change.events[0].seq > self.after:
             return change
-        return evolve(change, events=tuple(event for event in change.events if event.seq > self.after))
+        after = self.after
+        return evolve(change, events=tuple(event for event in change.events if event.seq > after))
+
+    def has(self, change: Change) -> None:
+        """This session has been told of the change."""
+        self.thread = change.thread
+        if change.events:
+            self.after = max(self.after or 0, change.events[-1].seq)
 
 
 class Broadcast:
@@ -94,17 +131,26 @@ class Broadcast:
         self._subscribed[member].add(thread_id)
         self._threads.setdefault(thread_id, {}).setdefault(member, _Feed()).held = []
 
-    def release(self, member: Member, thread_id: str, after_seq: int) -> None:
-        """The snapshot is out and ends with `after_seq`: send what was published meanwhile and is newer, then go on live."""
+    def release(self, member: Member, thread_id: str, snapshot: Thread | None) -> bool:
+        """The snapshot of a thread is out, or there is none: send what was published meanwhile and is newer, then go on live.
+
+        Says whether this session lacks events now, because other processes were heard too late or not at all.
+        """
         feed = self._threads.get(thread_id, {}).get(member)
         if feed is None or feed.held is None:
-            return
-        held, feed.held = feed.held, None
-        feed.after = max(feed.after, after_seq)
+            return False
+        held, feed.held, lacking = feed.held, None, False
+        if snapshot is not None:
+            feed.thread, feed.after = snapshot, max(feed.after or 0, snapshot.last_seq)
         for change in held:
-            self._tell_late(member, feed.newer(change), "subscribers", "tenant")
+            newer = feed.newer(change)
+            if feed.lacks(newer):
+                lacking, newer = True, evolve(newer, events=())
+            self._tell_late(member, newer, "subscribers", "tenant")
+            feed.has(newer)
             if change.removes:
                 self.unsubscribe(member, thread_id)
+        return lacking
 
     def unsubscribe(self, member: Member, thread_id: str) -> None:
         """This session no longer gets the thread's events."""
@@ -125,6 +171,51 @@ class Broadcast:
     def subscriptions(self, member: Member) -> int:
         """How many threads a session is subscribed to."""
         return len(self._subscribed.get(member, ()))
+
+    # ------------------------------------------------------------ what they have
+
+    def watched(self) -> list[str]:
+        """The threads that somebody here is subscribed to."""
+        return list(self._threads)
+
+    def is_watched(self, thread_id: str) -> bool:
+        """Whether somebody here is subscribed to a thread."""
+        return thread_id in self._threads
+
+    def lacks(self, change: Change) -> bool:
+        """Whether somebody here has not been told of an event that came before these."""
+        feeds = self._threads.get(change.thread.id, {}).values()
+        return any(feed.held is None and feed.lacks(change) for feed in feeds)
+
+    def reached(self, thread_id: str) -> int | None:
+        """The last event that everybody here has who follows a thread; None where nobody is known to have any."""
+        feeds = self._threads.get(thread_id, {}).values()
+        return min((feed.after for feed in feeds if feed.after is not None and feed.held is None), default=None)
+
+    def last_known(self, thread_id: str) -> Thread | None:
+        """A thread as it was when somebody here was last told of it."""
+        feeds = self._threads.get(thread_id, {}).values()
+        return next((feed.thread for feed in feeds if feed.thread is not None), None)
+
+    def fill(self, change: Change, after: int, upto: int) -> None:
+        """Tell of events that were read: all there are between two numbers, for those who had got as far as the first."""
+        groups: dict[int, tuple[Change, list[Member]]] = {}
+        for member, feed in self._threads.get(change.thread.id, {}).items():
+            if feed.held is None and feed.after is not None and feed.after >= after:
+                newer = feed.newer(change)
+                feed.thread, feed.after = change.thread, max(feed.after, upto)
+                if newer.events:
+                    groups.setdefault(newer.events[0].seq, (newer, []))[1].append(member)
+        for newer, members in groups.values():
+            for frame in frames_of(newer):
+                self._put(frame, members, newer)
+
+    def drop(self, thread_id: str) -> None:
+        """Close the sessions that follow a thread of which they cannot be told what they missed."""
+        live = [member for member, feed in self._threads.get(thread_id, {}).items() if feed.held is None]
+        for member in live:
+            self.unsubscribe(member, thread_id)  # what comes next would follow a gap
+            member.close(TRY_AGAIN)
 
     def _drop(self, member: Member, thread_id: str) -> _Feed | None:
         feeds = self._threads.get(thread_id)
@@ -156,6 +247,9 @@ class Broadcast:
         for member, feed in feeds.items():
             if member not in held and (newer := feed.newer(change)) is not change:
                 self._tell_late(member, newer, "subscribers")  # rare: its snapshot overtook this
+        for member, feed in feeds.items():
+            if member not in held:
+                feed.has(change)
         for frame in frames_of(change):
             if frame.audience == "tenant":
                 # Who is reading a snapshot of this very thread hears of it afterwards: the snapshot may be the older news.
@@ -178,7 +272,7 @@ class Broadcast:
                 texts[variant] = text = frame.text(frame_id, member.dialect)
             member.put(text)
 
-    def tell_delta(self, thread: Thread, event: ThreadEvent, text: str) -> None:
+    def tell_delta(self, thread: Thread, event: ThreadEvent, at: int, text: str) -> None:
         """A piece of a message that is being written, to those who asked for pieces."""
         members = self._watchers(thread, "deltas")
         if members:
@@ -216,8 +310,17 @@ class Broadcast:
         """Undo `follow`."""
         _discard(self._topics, (topic, worker_id), member)
 
-    def tell(self, topic: str, worker_id: str, frame_type: str, payload: dict[str, Any], about: Thread | None) -> None:
-        """Send a frame to a topic's followers; with `about`, only to those who may see that thread."""
+    def tell(
+        self,
+        topic: str,
+        worker_id: str,
+        frame_type: str,
+        payload: dict[str, Any],
+        about: Thread | None,
+        *,
+        here: bool = True,
+    ) -> None:
+        """Send a frame to a topic's followers in this process; with `about`, only to those who may see that thread."""
         members = self._topics.get((topic, worker_id))
         if not members:
             return

@@ -181,6 +181,11 @@ def _masked(value: Any) -> str:
     return "None" if value is None else "'***'"
 
 
+def _url_without_password(url: str | None) -> str:
+    # As far as the last @, whatever stands before it; and passwords may be in the query too.
+    return repr(url if url is None else re.sub(r"\?.*", "?***", re.sub(r"//.*@", "//***@", url)))
+
+
 @frozen(kw_only=True)
 class WorkerConfig:
     """How a worker is set up. Wrong values raise ConfigError here, not later.
@@ -212,6 +217,14 @@ class WorkerConfig:
     database_timeout: float = field(default=10.0, validator=_at_least(0.01, int, float))
     database_table_prefix: str = field(default="worker_", validator=_prefix)
     database_auto_migrate: bool = field(default=True, validator=_of(bool))
+
+    # How several processes hear of each other: redis://..., or by default whatever the database brings along.
+    broker_url: str | None = field(
+        default=_environment("WORKER_BROKER_URL", None), validator=_of(str, type(None)), repr=_url_without_password
+    )
+    # A running turn says every `run_heartbeat` seconds that it lives; one that has not for `run_timeout` is dead, and its run failed.
+    run_heartbeat: float = field(default=2.0, validator=_at_least(0.01, int, float))
+    run_timeout: float = field(default=6.0, validator=_at_least(0.02, int, float))
 
     # Who answers.
     worker_id: str = field(default="worker", validator=_of(str))
@@ -275,6 +288,10 @@ class WorkerConfig:
         return object.__new__(cls)
 
     def __attrs_post_init__(self) -> None:
+        if self.run_timeout < 2 * self.run_heartbeat:
+            raise ConfigError(
+                f"WorkerConfig.run_timeout: expected at least two heartbeats ({2 * self.run_heartbeat}), got {self.run_timeout}"
+            )
         if self.database_pool_min > self.database_pool_max:
             raise ConfigError(
                 f"WorkerConfig.database_pool_min: expected at most database_pool_max ({self.database_pool_max}), "

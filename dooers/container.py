@@ -13,7 +13,8 @@ from typing import Any
 from dependency_injector import containers, providers
 
 from dooers.analytics import Collector
-from dooers.broadcast import Broadcast
+from dooers.broadcast import Broadcast, Teller
+from dooers.brokers import open_broker
 from dooers.clock import SystemClock
 from dooers.config import WorkerConfig
 from dooers.context import WorkerAnalytics, WorkerIncoming, WorkerMemory, WorkerSettings
@@ -21,7 +22,9 @@ from dooers.exceptions import NotConfiguredError, SignatureError, StoreError
 from dooers.inject import TurnValue, TypedSnapshot
 from dooers.lanes import Lanes
 from dooers.models import Identity
+from dooers.pulse import Pulse
 from dooers.quota import Quotas
+from dooers.relay import Relay
 from dooers.repository import Repository
 from dooers.runner import Runner
 from dooers.schema import SettingsSchema
@@ -30,7 +33,7 @@ from dooers.settings import TypedSettings
 from dooers.stores import Store, open_store
 from dooers.vault import Vault
 
-__all__ = ["SettingsOf", "SettingsShape", "Turn", "Worker", "override", "renew", "turn_values"]
+__all__ = ["SettingsOf", "SettingsShape", "Turn", "Worker", "close_parts", "open_parts", "override", "turn_values"]
 
 # How many of the settings that a rotation cannot open its error names.
 SHOWN = 10
@@ -47,10 +50,8 @@ class SettingsShape:
 class SettingsOf:
     """Makes the settings object of a worker id, and rotates the keys under all of them."""
 
-    def __init__(
-        self, store: Store, broadcast: Broadcast, clock: SystemClock, vault: Vault, shape: SettingsShape
-    ) -> None:
-        self._parts = (store, broadcast, clock, vault)
+    def __init__(self, store: Store, teller: Teller, clock: SystemClock, vault: Vault, shape: SettingsShape) -> None:
+        self._parts = (store, teller, clock, vault)
         self._shape = shape
 
     def __call__(self, worker_id: str, *, keep: bool = False) -> WorkerSettings:
@@ -77,6 +78,10 @@ class SettingsOf:
         return count
 
 
+def _new_id(clock: SystemClock) -> str:
+    return clock.new_id()
+
+
 class Worker(containers.DeclarativeContainer):
     """What lives as long as the worker. Each is made when it is first asked for."""
 
@@ -85,20 +90,50 @@ class Worker(containers.DeclarativeContainer):
     shape = providers.Singleton(SettingsShape, config.provided.settings_schema)
     store = providers.Singleton(open_store, config)
     vault = providers.Singleton(Vault, config.provided.settings_encryption_key)
-    # Made anew each time the worker opens, for they belong to one event loop.
+    # Made anew each time the worker opens.
     broadcast = providers.Singleton(Broadcast, clock)
-    collector = providers.Singleton(Collector, config, broadcast, clock)
+    process_id = providers.Singleton(_new_id, clock)
+    broker = providers.Singleton(open_broker, config)
+    relay = providers.Singleton(Relay, broadcast, broker, store, process_id)
+    collector = providers.Singleton(Collector, config, relay, clock)
     quotas = providers.Singleton(Quotas, config)
     lanes = providers.Singleton(Lanes, config.provided.thread_queue_limit)
-    settings = providers.Singleton(SettingsOf, store, broadcast, clock, vault, shape)
-    runner = providers.Singleton(Runner, config, store, broadcast, collector, clock, lanes, settings)
+    settings = providers.Singleton(SettingsOf, store, relay, clock, vault, shape)
+    runner = providers.Singleton(Runner, config, store, relay, broker, collector, clock, lanes, settings, process_id)
+    pulse = providers.Singleton(Pulse, config, store, runner, clock, process_id)
     repository = providers.Singleton(Repository, runner, store, clock, settings)
 
 
-def renew(worker: Worker) -> None:
-    """Forget what belonged to the event loop of a worker that was closed."""
-    for name in ("broadcast", "collector", "quotas", "lanes", "settings", "runner", "repository"):
-        worker.providers[name].reset()  # type: ignore[attr-defined]
+# What outlives the event loop that a worker was opened on. All else is made anew each time it opens.
+LASTING = {"config", "clock", "shape", "store", "vault"}
+
+
+async def open_parts(worker: Worker) -> None:
+    """Connect to the database and to the other processes. After a failure nothing is left open."""
+    await worker.store().open()
+    try:
+        await worker.relay().open(worker.runner())
+    except BaseException:
+        await worker.store().close()
+        _renew(worker)
+        raise
+    worker.pulse().start()
+
+
+async def close_parts(worker: Worker) -> None:
+    """Let go of the other processes and of the database, once no turn runs any more."""
+    try:
+        await worker.pulse().stop()
+        await worker.relay().close()
+    finally:
+        await worker.store().close()
+        _renew(worker)
+
+
+def _renew(worker: Worker) -> None:
+    for name, provider in worker.providers.items():
+        if name not in LASTING:
+            provider.reset()  # type: ignore[attr-defined]
 
 
 class Turn(containers.DeclarativeContainer):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from attrs import evolve, field, frozen
 
 from dooers.analytics import AnalyticsEvent, AnalyticsEventPayload, Collector
-from dooers.broadcast import Broadcast
+from dooers.broadcast import Teller
 from dooers.codec import plain
 from dooers.exceptions import InvalidValueError, NotConfiguredError, NotFoundError, StoreError
 from dooers.history import format_history
@@ -179,7 +179,7 @@ class WorkerSettings:
     def __init__(
         self,
         store: Store,
-        broadcast: Broadcast,
+        teller: Teller,
         clock: Clock,
         vault: Vault,
         worker_id: str,
@@ -189,7 +189,7 @@ class WorkerSettings:
         keep: bool = False,
     ) -> None:
         self._store = store
-        self._broadcast = broadcast
+        self._teller = teller
         self._clock = clock
         self._vault = vault
         self._worker_id = worker_id
@@ -300,7 +300,7 @@ class WorkerSettings:
             "value": public_value(field, value),
             "updated_at": iso(at),
         }
-        self._broadcast.tell("settings", self._worker_id, "settings.patch", payload, None)
+        self._teller.tell("settings", self._worker_id, "settings.patch", payload, None)
 
     def _field(self, field_id: str) -> SettingsField | None:
         try:

@@ -26,6 +26,11 @@ class Ticket:
         self._lanes: Lanes | None = lanes
         self._ready = asyncio.Event()
 
+    @property
+    def in_line(self) -> bool:
+        """Whether this is a place in a queue, and not one beside it."""
+        return self._lanes is not None
+
     async def wait(self) -> None:
         """Return when all who came before have left."""
         await self._ready.wait()

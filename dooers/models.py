@@ -280,7 +280,7 @@ class ThreadEvent:
 
 @frozen(kw_only=True)
 class Run:
-    """One stretch of a handler's work. `agent_id` is what the handler gave to `send.run_start`."""
+    """One stretch of a handler's work. `agent_id` is what the handler gave to `send.run_start`, `process_id` who is at it."""
 
     id: str
     thread_id: str
@@ -289,6 +289,7 @@ class Run:
     started_at: datetime
     ended_at: datetime | None = None
     error: str | None = None
+    process_id: str | None = None
 
 
 # ---------------------------------------------------------------- what changes

@@ -67,6 +67,7 @@ class OpenTurn:
     expired: bool = False
     leaving: bool = False  # the handler has ended, its teardown is under way
     closing: bool = False  # that too has ended, the end is being stored
+    locked: bool = False  # no other process may answer in this thread
     watch: asyncio.TimerHandle | None = None
     over: asyncio.Future[None] = field(factory=lambda: asyncio.get_running_loop().create_future())
 

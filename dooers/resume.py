@@ -24,7 +24,7 @@ async def send_snapshot(store: Store, runner: Runner, session: Session, asked: T
         raise NotFoundError("there is no such thread")
     thread = session.access.seen(snapshot.thread)
     whole = not snapshot.events or snapshot.events[-1].seq >= thread.last_seq
-    growing = _growing(runner, session, snapshot) if whole else []
+    growing = _growing(runner, session, thread.id, {event.id for event in snapshot.events}) if whole else []
     session.send(
         "thread.snapshot",
         {
@@ -42,6 +42,7 @@ async def send_snapshot(store: Store, runner: Runner, session: Session, asked: T
 async def _send_rest(store: Store, runner: Runner, session: Session, snapshot: Snapshot) -> None:
     """What a large gap has beyond its snapshot, in further frames; last, what is being written just now."""
     thread, sent = snapshot.thread, snapshot.events[-1].seq
+    done = {event.id for event in snapshot.events}
     while sent < thread.last_seq:
         query = EventQuery(
             thread_id=thread.id, after_seq=sent, before_seq=thread.last_seq + 1, limit=GAP, oldest_first=True
@@ -51,15 +52,20 @@ async def _send_rest(store: Store, runner: Runner, session: Session, snapshot: S
             break
         session.send("event.append", appended(thread.id, events))
         sent = events[-1].seq
-    growing = _growing(runner, session, snapshot)
+        done.update(event.id for event in events)
+    growing = _growing(runner, session, thread.id, done)
     if growing:
         session.send("event.append", appended(thread.id, growing))
 
 
-def _growing(runner: Runner, session: Session, snapshot: Snapshot) -> list[ThreadEvent]:
-    """The messages that are being written, with their text so far. Nothing may be awaited between this and going live."""
+def _growing(runner: Runner, session: Session, thread_id: str, done: set[str]) -> list[ThreadEvent]:
+    """The messages that are being written, with their text so far. Nothing may be awaited between this and going live.
+
+    One that another process writes may be `done`, and sent, before that process is heard to say so.
+    """
     if session.grows == "done":
         return []  # promised one event.append of a message: a client that knows no growing text would keep the first it gets
-    growing = runner.growing(snapshot.thread.id)
+    session.go_without(done & {event.id for event in runner.growing(thread_id)})
+    growing = [event for event in runner.growing(thread_id) if event.id not in done]
     session.go_on_with(event.id for event in growing)
     return growing

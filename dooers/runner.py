@@ -1,10 +1,8 @@
-"""The way of a turn: open it, run the handler, store each step, publish it, close it. The same for both doors.
+"""The way of a turn: open it, let it run when its place comes, store and publish each step, stop it, end it. The same for both doors.
 
-What a step alters is `turn.py`'s business, who sees it `broadcast.py`'s. The rules that live here:
+What a step alters is `turn.py`'s business, who sees it `broadcast.py`'s, what the handler does `stage.py`'s. The rules that live here:
 
 - **Durable before visible.** A Change is published, and handed to a dispatch caller, from the callback of its stored future.
-- **Pipelined.** The handler does not wait for the disk: up to `pipeline_depth` Changes of a turn are on their way, in order. A write
-  that fails stops the turn.
 - **One task a turn.** The handler, its dependencies and their teardown all run in the turn's own task, so cancel scopes and context
   variables inside them behave as in any coroutine. The task belongs to the worker: no socket's end, no caller's end but its own
   explicit cancel stops it.
@@ -16,27 +14,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
 
 from attrs import evolve
 
 from dooers.access import check_may_own, scope_of
 from dooers.analytics import Collector
-from dooers.broadcast import Broadcast
-from dooers.codec import clean
+from dooers.brokers import Broker
 from dooers.config import WorkerConfig
-from dooers.context import WorkerAnalytics, WorkerContext, WorkerIncoming, WorkerMemory, WorkerSettings
-from dooers.exceptions import HandlerError, NotFoundError, ThreadBusyError, told
+from dooers.context import WorkerSettings
+from dooers.exceptions import HandlerError, NotFoundError, ThreadBusyError
 from dooers.lanes import Lanes, Ticket
 from dooers.models import Change, ThreadEvent
 from dooers.openturn import Message, OpenTurn
-from dooers.send import WorkerSend
-from dooers.steps import Sink, Steps, close_source
+from dooers.relay import Relay
+from dooers.stage import Stage
+from dooers.steps import Sink, Steps
 from dooers.stores import Store
-from dooers.turn import Clock, Outcome, Turn, as_event, closing, opening
+from dooers.turn import Clock, Turn, opening
 
 __all__ = ["Runner", "waited_threads"]
 
@@ -53,23 +49,26 @@ class Runner:
         self,
         config: WorkerConfig,
         store: Store,
-        broadcast: Broadcast,
+        relay: Relay,
+        broker: Broker,
         collector: Collector,
         clock: Clock,
         lanes: Lanes,
         settings: Callable[..., WorkerSettings],
+        process_id: str,
     ) -> None:
         self._config = config
         self._store = store
-        self._broadcast = broadcast
+        self._relay = relay
+        self._broker = broker
+        self._process_id = process_id
         self._collector = collector
         self._clock = clock
         self._lanes = lanes
-        self._settings = settings
+        self._stage = Stage(config, store, collector, clock, settings, self.commit)
         self._turns: set[OpenTurn] = set()
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
         self._opening: set[asyncio.Future[OpenTurn]] = set()
-        self._send = WorkerSend()
         self._closing = False
         self._last_words: set[asyncio.Task[None]] = set()
 
@@ -78,6 +77,11 @@ class Runner:
         """How many turns have a task: they run or wait for their place."""
         return len(self._turns)
 
+    @property
+    def runs(self) -> list[str]:
+        """The runs of the turns that are at work."""
+        return [opened.steps.turn.run.id for opened in self._turns if opened.steps.turn.run is not None]
+
     def is_answering(self, thread_id: str) -> bool:
         """Whether a turn of this thread runs or waits."""
         return any(opened.thread.id == thread_id for opened in self._turns)
@@ -85,12 +89,16 @@ class Runner:
     def growing(self, thread_id: str) -> list[ThreadEvent]:
         """The messages of a thread that are being streamed, with their text so far."""
         growing = [opened.steps.growing for opened in self._turns if opened.thread.id == thread_id]
-        return [event for one in growing if one is not None and (event := one.so_far()) is not None]
+        here = [event for one in growing if one is not None and (event := one.so_far()) is not None]
+        return here + self._relay.growing(thread_id)
 
     # ------------------------------------------------------------ storing and telling
 
     def submit(self, change: Change) -> asyncio.Future[Change]:
         """Store a Change and publish it the moment it is durable. In order of the calls."""
+        if change.runs:  # a run says whose it is, so that others see to it when this process dies
+            runs = tuple(evolve(run, process_id=self._process_id) for run in change.runs)
+            change = evolve(change, runs=runs)
         future = self._store.apply(change)
         future.add_done_callback(self._publish)
         return future
@@ -106,14 +114,40 @@ class Runner:
         if change.repeated:
             return
         if change.removes:
-            for opened in self.cancel(thread_id=change.thread.id):
-                opened.steps.forget()  # a thread of the same id may be made again: nothing of these turns belongs in it
+            self._forget(change)
         try:
-            self._broadcast.publish(change)
+            self._relay.publish(change)
             self._collector.observe(change)
         except Exception:
             # It is stored; whoever missed it gets it with the next snapshot. The store's own loop must not suffer.
             log.exception("publishing a change of thread %s failed", change.thread.id)
+
+    def _forget(self, change: Change) -> None:
+        for opened in self._stop(thread_id=change.thread.id):
+            opened.steps.forget()  # a thread of the same id may be made again: nothing of these turns belongs in it
+
+    # ------------------------------------------------------------ what other processes say
+
+    def heard_change(self, change: Change) -> None:
+        """Another process has deleted a thread, or buried a run that it took for dead: neither may go on here."""
+        if change.removes:
+            self._forget(change)
+        for run in change.runs:
+            if run.status != "running":
+                self.buried(run.id)
+        self._collector.show(change)
+
+    def heard_cancel(self, thread_id: str | None, run_id: str | None, before: int | None) -> None:
+        """Somebody asked another process to stop these turns."""
+        self._stop(thread_id=thread_id, run_id=run_id, before=before)
+        if before is not None:  # one of these messages may be stored, and its turn not be there yet
+            for coming in self._opening:
+                coming.add_done_callback(lambda _: self._stop(thread_id=thread_id, before=before))
+
+    def buried(self, run_id: str) -> None:
+        """Another process took a run of this one for dead, and closed it. It does not go on, and has its end already."""
+        for opened in self._stop(run_id=run_id):
+            opened.steps.turn = evolve(opened.steps.turn, run=None)
 
     # ------------------------------------------------------------ a turn opens
 
@@ -183,7 +217,7 @@ class Runner:
         turn = Turn(thread=stored.thread, seq=event.seq, assistant_name=self._config.assistant_name)
         return OpenTurn(
             message=message,
-            steps=Steps(turn, self.submit, self._broadcast, self._clock, self._config.pipeline_depth),
+            steps=Steps(turn, self.submit, self._relay, self._clock, self._config.pipeline_depth),
             event=event,
             created=stored.created,
             repeated=stored.repeated,
@@ -211,6 +245,9 @@ class Runner:
             opened.status = "canceled"
         self._turns.discard(opened)
         self._unrun.discard(opened)
+        if opened.locked:
+            opened.locked = False
+            self._broker.unlock(opened.thread.id)
         opened.ticket.leave()
         sink, opened.steps.sink = opened.steps.sink, None
         if sink is not None:
@@ -223,7 +260,14 @@ class Runner:
     def cancel(
         self, *, thread_id: str | None = None, run_id: str | None = None, before: int | None = None
     ) -> list[OpenTurn]:
-        """Stop the turns of a thread, waiting ones too (of messages `before` a number), or the turn of a run; which they were."""
+        """Stop the turns of a thread, waiting ones too (of messages `before` a number), or the turn of a run, in whichever process
+        they are; which they were in this one."""
+        self._relay.tell_cancel(thread_id, run_id, before)
+        return self._stop(thread_id=thread_id, run_id=run_id, before=before)
+
+    def _stop(
+        self, *, thread_id: str | None = None, run_id: str | None = None, before: int | None = None
+    ) -> list[OpenTurn]:
         found = [
             opened
             for opened in self._turns | self._unrun
@@ -274,7 +318,7 @@ class Runner:
             return
         opened.closing = True
         opened.steps.seal()
-        self._ended(opened, await self._conclude(opened, TimeoutError("the handler does not stop")))
+        self._ended(opened, await self._stage.conclude(opened, TimeoutError("the handler does not stop")))
 
     # ------------------------------------------------------------ a turn runs
 
@@ -285,11 +329,14 @@ class Runner:
         timer: asyncio.TimerHandle | None = None
         try:
             await opened.ticket.wait()
+            if opened.ticket.in_line:
+                await self._broker.lock(opened.thread.id)
+                opened.locked = True
             opened.status = "running"
             seconds = opened.message.handler.timeout or self._config.handler_timeout
             if seconds is not None:
                 timer = asyncio.get_running_loop().call_later(seconds, partial(self.stop, opened, expired=True))
-            await self._perform(opened)
+            await self._stage.perform(opened)
         except asyncio.CancelledError as raised:
             # Asked for by `stop` or by a loop that ends; else the handler awaited something that was cancelled.
             task = asyncio.current_task()
@@ -300,101 +347,14 @@ class Runner:
         if timer is not None:
             timer.cancel()
         if isinstance(error, KeyboardInterrupt | SystemExit):
-            await self._conclude(opened, error)
+            await self._stage.conclude(opened, error)
             raise error
         if opened.closing:
             return None  # it was given up meanwhile
         opened.closing = True  # from here on there is nothing left to stop, only an end to be stored
-        return await self._conclude(opened, TimeoutError("the handler took too long") if opened.expired else error)
-
-    async def _conclude(self, opened: OpenTurn, error: BaseException | None) -> HandlerError | None:
-        """Store the end of a turn; what it failed with, for who follows it."""
-        # A thread that is deleted takes its turns along, also one whose handler had ended when it was.
-        canceled = opened.canceled or opened.steps.gone
-        outcome: Outcome = "canceled" if canceled else "succeeded" if error is None else "failed"
-        await self._close(opened, outcome, error)
-        opened.status = outcome
-        return HandlerError(f"the handler failed: {error!r}", error) if error and outcome == "failed" else None
-
-    async def _perform(self, opened: OpenTurn) -> None:
-        """Drive the handler: one event, one step, on to the next."""
-        steps = opened.steps
-        async with opened.message.handler.run(self._values(opened, steps)) as yielded:
-            try:
-                while True:
-                    if steps.sink is not None:
-                        await steps.sink.wanted(steps.taken)
-                    try:
-                        value = await anext(yielded)
-                    except StopAsyncIteration:
-                        break
-                    event = as_event(value, self._send.text)
-                    if opened.canceled or opened.expired:
-                        # A handler that caught its cancellation and went on: what it yields now is too late.
-                        await close_source(event.data.get("source"))
-                        return
-                    await steps.take(event)
-            finally:
-                opened.leaving = True
-        await steps.settle()
-
-    async def _close(self, opened: OpenTurn, outcome: Outcome, error: BaseException | None) -> None:
-        """Leave a clean thread, whatever happened, and survive it if even that cannot be stored."""
-        steps = opened.steps
-        notice = None
-        if outcome == "failed":
-            error_id = self._clock.new_id()
-            what = "This took too long." if opened.expired else "Something went wrong."
-            notice = clean(told(what, error or TimeoutError(), error_id, expose=self._config.expose_errors))
-            log.error(
-                "handler %s failed in thread %s (error %s)",
-                opened.message.handler.name,
-                opened.thread.id,
-                error_id,
-                exc_info=error,
-            )
-        elif error is not None and not isinstance(error, asyncio.CancelledError):
-            log.warning("handler %s failed while it was stopped", opened.message.handler.name, exc_info=error)
-        try:
-            with suppress(asyncio.CancelledError):  # of a loop that ends: the run must be closed all the same
-                await steps.finish()
-            begun = opened.status != "waiting"
-            change = closing(steps.turn, outcome, self._clock, notice=notice, begun=begun)
-            if change is not None and not steps.gone:
-                await self.commit(change)
-        except NotFoundError:
-            log.info("thread %s was deleted while a turn ran in it", opened.thread.id)
-        except asyncio.CancelledError:
-            log.warning("the turn in thread %s was cancelled again while it was being closed", opened.thread.id)
-        except Exception as unclosed:  # the last line of defence: the queue must move on
-            log.error("the end of a turn in thread %s could not be stored: %r", opened.thread.id, unclosed)
-
-    def _values(self, opened: OpenTurn, steps: Steps) -> dict[str, Any]:
-        """What this turn gives to whoever asks for it by name."""
-        message, thread = opened.message, opened.thread
-        context = WorkerContext(
-            thread_id=thread.id,
-            event_id=opened.event.id,
-            worker_id=message.worker_id,
-            identity=message.identity,
-            thread_title=thread.title,
-            thread_created_at=thread.created_at,
+        return await self._stage.conclude(
+            opened, TimeoutError("the handler took too long") if opened.expired else error
         )
-        return {
-            "incoming": WorkerIncoming(opened.event.content, context),
-            "send": self._send,
-            "memory": WorkerMemory(self._store, thread.id, turn_seq=opened.event.seq, settle=steps.settle),
-            "analytics": WorkerAnalytics(
-                self._collector,
-                self._clock,
-                message.worker_id,
-                thread=thread,
-                user_id=message.identity.user_id,
-                run_id=lambda: None if steps.turn.run is None else steps.turn.run.id,
-            ),
-            "settings": self._settings(message.worker_id, keep=True),
-            "identity": message.identity,
-        }
 
     # ------------------------------------------------------------ the worker closes
 

@@ -15,8 +15,9 @@ from starlette.types import ASGIApp
 
 from dooers.access import Authorize, Policy, origin_allowed
 from dooers.asgi import make_app
+from dooers.broadcast import TRY_AGAIN
 from dooers.config import TurnOrder, WorkerConfig
-from dooers.container import Worker, override, renew, turn_values
+from dooers.container import Worker, close_parts, open_parts, override, turn_values
 from dooers.context import WorkerAnalytics, WorkerMemory, WorkerSettings
 from dooers.dispatch import DispatchStream, identity_of, message_of
 from dooers.exceptions import (
@@ -34,7 +35,7 @@ from dooers.openturn import Message, OpenTurn
 from dooers.repository import Repository
 from dooers.routes.desk import Authenticate, Desk
 from dooers.routing import route
-from dooers.session import GOING_AWAY, NOT_YOU, REASONS, TRY_AGAIN, Session, WebSocketLike
+from dooers.session import GOING_AWAY, NOT_YOU, REASONS, Session, WebSocketLike
 from dooers.settings import typed_settings
 
 __all__ = ["WorkerServer"]
@@ -67,7 +68,7 @@ class WorkerServer:
         self._authorize: Authorize | None = None
         self._warned = False
         self._sessions: set[Session] = set()
-        self._life = Lifecycle(lambda: self._parts.store().open(), self._shut, config.shutdown_grace)
+        self._life = Lifecycle(partial(open_parts, self._parts), self._shut, config.shutdown_grace)
 
     # ------------------------------------------------------------ decorators
 
@@ -215,8 +216,7 @@ class WorkerServer:
                 log.error("the teardown of a dependency failed", exc_info=error)
             await self._parts.collector().close()
         finally:
-            await self._parts.store().close()
-            renew(self._parts)
+            await close_parts(self._parts)
 
     async def close(self) -> None:
         """Let turns finish for `shutdown_grace` seconds, cancel the rest, close sockets with 1012, let go of the database."""
@@ -306,6 +306,7 @@ class WorkerServer:
             config=self.config,
             store=parts.store(),
             broadcast=parts.broadcast(),
+            relay=parts.relay(),
             collector=parts.collector(),
             runner=parts.runner(),
             clock=parts.clock(),

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from attrs import field, frozen
 
 from dooers.access import Access
-from dooers.broadcast import Broadcast, Growth
+from dooers.broadcast import TRY_AGAIN, Broadcast, Growth
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, ProtocolError, RateLimitedError, UnauthenticatedError, told
 from dooers.models import Identity, Scope, Thread
@@ -33,7 +33,7 @@ log = logging.getLogger("dooers")
 Message: TypeAlias = Any
 
 # Close codes: 1013 is "try again later" (RFC 6455 registry), 4401, 4403 and 4408 mirror HTTP's 401, 403 and 408.
-SLOW = TRY_AGAIN = 1013
+SLOW = TRY_AGAIN
 WHO_ARE_YOU, NOT_YOU, NO_CONNECT, GOING_AWAY = 4401, 4403, 4408, 1012
 REASONS = {
     TRY_AGAIN: "try again later",

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from attrs import Factory, define, evolve, field
 
-from dooers.broadcast import Broadcast
+from dooers.broadcast import Teller
 from dooers.codec import clean
 from dooers.exceptions import HandlerError, InvalidValueError, NotFoundError
 from dooers.models import Change, TextPart, Thread, ThreadEvent
@@ -30,6 +30,8 @@ DELTA_EVERY = 0.02
 APPEND_EVERY = 0.25
 # Seconds that closing an abandoned iterator may take.
 CLOSE_WITHIN = 5.0
+# Pieces of a message that are kept apart before they are put together.
+JOINED = 100
 
 
 class Sink(Protocol):
@@ -55,13 +57,14 @@ class Sink(Protocol):
 class Growing:
     """A message that is being streamed: its text so far, told in pieces to those who asked for pieces."""
 
-    def __init__(self, event: ThreadEvent, author: str | None, thread: Thread, broadcast: Broadcast) -> None:
+    def __init__(self, event: ThreadEvent, author: str | None, thread: Thread, teller: Teller) -> None:
         self.event = event
         self.author = author
         self._thread = thread
-        self._broadcast = broadcast
+        self._teller = teller
         self._told: list[str] = []
         self._untold: list[str] = []
+        self.length = 0
         self._told_at = self._appended_at = 0.0
         self._telling: asyncio.TimerHandle | None = None
         self._appending: asyncio.TimerHandle | None = None
@@ -81,6 +84,7 @@ class Growing:
     def add(self, piece: str) -> None:
         """Take a piece; it is told at once, or together with what comes in the next few milliseconds."""
         self._untold.append(piece)
+        self.length += len(piece)
         if self._telling is None:
             self._telling = _at(self._told_at + DELTA_EVERY, self._tell)
 
@@ -93,10 +97,12 @@ class Growing:
             self._tell_untold()
 
     def _tell_untold(self) -> None:
-        self._told.append("".join(self._untold))
+        text = "".join(self._untold)
         self._untold.clear()
+        self._told = ["".join(self._told)] if len(self._told) > JOINED else self._told
+        self._told.append(text)
         self._told_at = time.monotonic()
-        self._broadcast.tell_delta(self._thread, self.event, self._told[-1])
+        self._teller.tell_delta(self._thread, self.event, self.length - len(text), text)
 
     def _tell(self) -> None:
         self._telling = None
@@ -108,7 +114,7 @@ class Growing:
     def _append(self) -> None:
         self._appending = None
         self._appended_at = time.monotonic()
-        self._broadcast.tell_growing(self._thread, self.so_far)
+        self._teller.tell_growing(self._thread, self.so_far)
 
 
 @define(eq=False)
@@ -117,7 +123,7 @@ class Steps:
 
     turn: Turn
     _submit: Callable[[Change], asyncio.Future[Change]]
-    _broadcast: Broadcast
+    _teller: Teller
     _clock: Clock
     _depth: int
     sink: Sink | None = None
@@ -159,7 +165,7 @@ class Steps:
         try:
             await self.settle()  # what was yielded before it is seen before it
             self.growing = growing = Growing(
-                sprout(self.turn, author, self._clock), author, self.turn.thread, self._broadcast
+                sprout(self.turn, author, self._clock), author, self.turn.thread, self._teller
             )
             pieces = aiter(source)
             async for piece in pieces:

@@ -39,6 +39,7 @@ __all__ = [
     "as_event",
     "closing",
     "grown",
+    "mourning",
     "opening",
     "repeat_key",
     "sprout",
@@ -142,19 +143,28 @@ def closing(
     run = evolve(run, status=outcome, ended_at=now, error=notice)
     if notice is None:
         return Change(thread=turn.thread, runs=(run,))
-    told = ThreadEvent(
+    told = _notice(turn.thread, run, notice, turn.seq, clock)
+    return Change(thread=turn.thread, runs=(run,), events=(told,))
+
+
+def mourning(thread: Thread, run: Run, clock: Clock) -> Change:
+    """The Change that tells of a run whose process died: its end, and the safe text of it in the thread."""
+    return Change(thread=thread, runs=(run,), events=(_notice(thread, run, run.error or "", 0, clock),))
+
+
+def _notice(thread: Thread, run: Run, text: str, turn_seq: int, clock: Clock) -> ThreadEvent:
+    return ThreadEvent(
         id=clock.new_id(),
-        thread_id=turn.thread.id,
+        thread_id=thread.id,
         type="message",
         actor="system",
-        created_at=now,
-        content=[TextPart(notice)],
+        created_at=clock.now(),
+        content=[TextPart(text)],
         data={"error": True},
         run_id=run.id,
         notice=True,
-        turn_seq=turn.seq,
+        turn_seq=turn_seq,
     )
-    return Change(thread=turn.thread, runs=(run,), events=(told,))
 
 
 # ---------------------------------------------------------------- a message that is streamed

@@ -50,6 +50,7 @@ class Session:
     texts: list[str] = Factory(list)
     grows: Growth = "done"
     pieces_of: list[str] = Factory(list)
+    closed_with: list[int] = Factory(list)
 
     def sees(self, thread: Thread) -> bool:
         return visible(thread, self.scope)
@@ -60,6 +61,9 @@ class Session:
     def put_delta(self, text: str, event_id: str) -> None:
         self.pieces_of.append(event_id)
         self.put(text)
+
+    def close(self, code: int) -> None:
+        self.closed_with.append(code)
 
     @property
     def frames(self) -> list[dict[str, Any]]:
@@ -101,6 +105,11 @@ def an_event(seq: int) -> ThreadEvent:
 
 def appended(*seqs: int) -> Change:
     return Change(thread=THREAD, events=tuple(an_event(seq) for seq in seqs))
+
+
+def upto(seq: int) -> Thread:
+    """The thread as a snapshot has it that ends with this event."""
+    return evolve(THREAD, last_seq=seq)
 
 
 RUN = Run(id="run-1", thread_id="thread-1", started_at=T0)
@@ -151,7 +160,7 @@ def test_whoever_may_not_see_a_thread_hears_nothing_of_it_after_holding_either(
     broadcast.hold(unsubscribed, "thread-1")
     for change in (evolve(appended(1), created=True, runs=(RUN,)), RENAMED, REMOVED):
         broadcast.publish(change)
-    broadcast.release(released, "thread-1", 0)
+    broadcast.release(released, "thread-1", upto(0))
     broadcast.unsubscribe(unsubscribed, "thread-1")
     assert released.texts == unsubscribed.texts == []
 
@@ -240,7 +249,7 @@ def test_a_snapshot_and_what_was_held_back_leave_no_gap_and_repeat_nothing(broad
     for change in (appended(1), appended(2, 3), appended(4), appended(5)):
         broadcast.publish(change)
     assert session.texts == []
-    broadcast.release(session, "thread-1", newest)  # the snapshot was read somewhere in between
+    broadcast.release(session, "thread-1", upto(newest))  # the snapshot was read somewhere in between
     broadcast.publish(appended(6))
     assert session.seqs == list(range(newest + 1, 7))
 
@@ -258,7 +267,7 @@ def test_the_runs_of_held_changes_follow_the_snapshot_in_order(broadcast: Broadc
     broadcast.hold(session, "thread-1")
     broadcast.publish(evolve(appended(1), runs=(RUN,)))
     broadcast.publish(Change(thread=THREAD, runs=(evolve(RUN, status="succeeded", ended_at=T0),)))
-    broadcast.release(session, "thread-1", 1)
+    broadcast.release(session, "thread-1", upto(1))
     assert session.types == ["run.upsert", "run.upsert"]
     assert [frame["payload"]["run"]["status"] for frame in session.frames] == ["running", "succeeded"]
 
@@ -269,7 +278,7 @@ def test_a_thread_renamed_or_deleted_while_its_snapshot_is_read_is_told_after_it
     broadcast.publish(RENAMED)
     broadcast.publish(REMOVED)
     assert session.texts == []  # else the snapshot would bring the old title, and the thread, back
-    broadcast.release(session, "thread-1", 0)
+    broadcast.release(session, "thread-1", upto(0))
     assert session.types == ["thread.upsert", "thread.deleted"]
     assert broadcast.subscriptions(session) == 0
     assert broadcast._threads == {}
@@ -293,10 +302,10 @@ def test_other_threads_are_not_held_back(broadcast: Broadcast) -> None:
 
 def test_releasing_what_is_not_held_sends_nothing(broadcast: Broadcast) -> None:
     session = joined(broadcast)
-    broadcast.release(session, "thread-1", 0)
+    broadcast.release(session, "thread-1", upto(0))
     broadcast.subscribe(session, "thread-1")
     broadcast.publish(appended(1))
-    broadcast.release(session, "thread-1", 0)
+    broadcast.release(session, "thread-1", upto(0))
     assert session.seqs == [1]
 
 
@@ -306,9 +315,119 @@ def test_subscribing_again_goes_through_a_snapshot_again(broadcast: Broadcast) -
     broadcast.hold(session, "thread-1")
     broadcast.publish(appended(1))
     assert session.seqs == []
-    broadcast.release(session, "thread-1", 0)
+    broadcast.release(session, "thread-1", upto(0))
     assert session.seqs == [1]
     assert broadcast.subscriptions(session) == 1
+
+
+# ---------------------------------------------------------------- gaps, where other processes are heard late or not at all
+
+
+def live_since(broadcast: Broadcast, seq: int) -> Session:
+    """A session that has a thread up to an event, from its snapshot."""
+    session = joined(broadcast)
+    broadcast.hold(session, "thread-1")
+    assert not broadcast.release(session, "thread-1", upto(seq))
+    return session
+
+
+def test_a_gap_is_known_from_the_numbers(broadcast: Broadcast) -> None:
+    live_since(broadcast, 3)
+    assert [broadcast.lacks(appended(seq)) for seq in (2, 3, 4, 5)] == [False, False, False, True]
+    assert not broadcast.lacks(RENAMED)
+    assert not broadcast.lacks(evolve(appended(9), thread=evolve(THREAD, id="thread-2")))
+    assert broadcast.reached("thread-1") == 3
+    broadcast.publish(appended(4, 5))
+    assert broadcast.reached("thread-1") == 5
+    assert (broadcast.watched(), broadcast.is_watched("thread-1"), broadcast.is_watched("x")) == (
+        ["thread-1"],
+        True,
+        False,
+    )
+
+
+def test_one_who_began_without_a_snapshot_lacks_nothing_until_it_has_heard_something(broadcast: Broadcast) -> None:
+    session = joined(broadcast)
+    broadcast.subscribe(session, "thread-1")
+    assert not broadcast.lacks(appended(9))
+    assert broadcast.reached("thread-1") is None
+    broadcast.publish(appended(9))
+    assert broadcast.lacks(appended(11))
+
+
+def test_one_who_waits_for_its_snapshot_counts_for_no_gap(broadcast: Broadcast) -> None:
+    live_since(broadcast, 7)
+    holding = live_since(broadcast, 3)
+    broadcast.hold(holding, "thread-1")
+    assert not broadcast.lacks(appended(8))
+    assert broadcast.reached("thread-1") == 7
+
+
+@pytest.mark.parametrize("order", [(4, 5, 6), (5, 4, 6), (6, 4, 5), (6, 5, 4), (5, 6), (6,)])
+def test_nothing_that_came_out_of_order_while_a_snapshot_was_read_is_passed_over(
+    broadcast: Broadcast, order: tuple[int, ...]
+) -> None:
+    session = joined(broadcast)
+    broadcast.hold(session, "thread-1")
+    for seq in order:
+        broadcast.publish(evolve(appended(seq), runs=(evolve(RUN, id=f"run-{seq}"),)))
+    lacking = broadcast.release(session, "thread-1", upto(3))
+    got = session.seqs
+    assert got == list(range(4, 4 + len(got)))
+    assert lacking == (got != [4, 5, 6])
+    assert session.types.count("run.upsert") == len(order)  # what has no number is told all the same
+    after = broadcast.reached("thread-1")
+    assert after == 3 + len(got)
+    broadcast.fill(appended(*range(after + 1, 7)), after, 6)
+    assert session.seqs == [4, 5, 6]
+
+
+def test_what_was_read_goes_to_those_who_lack_it_and_nobody_gets_anything_twice(broadcast: Broadcast) -> None:
+    three, five, six = (live_since(broadcast, seq) for seq in (3, 5, 6))
+    one, none, holding = live_since(broadcast, 1), joined(broadcast), joined(broadcast)
+    broadcast.subscribe(none, "thread-1")
+    broadcast.hold(holding, "thread-1")
+    broadcast.fill(appended(4, 5, 6), 3, 6)
+    assert [session.seqs for session in (three, five, six)] == [[4, 5, 6], [6], []]
+    assert one.seqs == none.seqs == holding.seqs == []  # the first lacks more than was read
+    assert broadcast.reached("thread-1") == 1
+    broadcast.fill(appended(2, 3, 4, 5, 6), 1, 6)
+    assert (one.seqs, three.seqs) == ([2, 3, 4, 5, 6], [4, 5, 6])
+    assert not broadcast.lacks(appended(7))
+
+
+def test_events_that_were_deleted_leave_no_gap_when_all_others_were_read(broadcast: Broadcast) -> None:
+    session = live_since(broadcast, 3)
+    broadcast.fill(Change(thread=upto(6)), 3, 6)
+    assert session.texts == []
+    assert not broadcast.lacks(appended(7))
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_what_was_read_is_not_told_to_those_who_may_not_see_it(broadcast: Broadcast, where: str) -> None:
+    stranger = joined(broadcast, ELSEWHERE[where])
+    broadcast.hold(stranger, "thread-1")
+    broadcast.release(stranger, "thread-1", upto(1))
+    broadcast.fill(appended(2), 1, 2)
+    assert stranger.texts == []
+
+
+def test_those_who_cannot_be_told_what_they_missed_are_closed_and_told_no_more(broadcast: Broadcast) -> None:
+    live, holding, other = live_since(broadcast, 3), joined(broadcast), joined(broadcast)
+    broadcast.hold(holding, "thread-1")
+    broadcast.subscribe(other, "thread-2")
+    broadcast.drop("thread-1")
+    assert (live.closed_with, holding.closed_with, other.closed_with) == ([1013], [], [])
+    broadcast.publish(appended(9))
+    assert live.texts == []
+
+
+def test_the_thread_is_known_as_it_was_last_told_of(broadcast: Broadcast) -> None:
+    assert broadcast.last_known("thread-1") is None
+    broadcast.subscribe(joined(broadcast), "thread-1")
+    assert broadcast.last_known("thread-1") is None
+    broadcast.publish(RENAMED)
+    assert broadcast.last_known("thread-1") == RENAMED.thread
 
 
 # ---------------------------------------------------------------- leaving
@@ -358,7 +477,7 @@ def test_pieces_go_only_to_subscribers_that_asked_for_pieces(broadcast: Broadcas
     joined(broadcast, grows="deltas")  # not subscribed
     for session in (deltas, growing, done):
         broadcast.subscribe(session, "thread-1")
-    broadcast.tell_delta(THREAD, SPROUT, "He")
+    broadcast.tell_delta(THREAD, SPROUT, 0, "He")
     broadcast.tell_growing(THREAD, so_far)
     (piece,) = deltas.frames
     assert (piece["type"], piece["payload"]) == (
@@ -382,7 +501,7 @@ def test_pieces_go_only_to_subscribers_that_asked_for_pieces(broadcast: Broadcas
 def test_a_piece_names_the_run_it_belongs_to(broadcast: Broadcast) -> None:
     session = joined(broadcast, grows="deltas")
     broadcast.subscribe(session, "thread-1")
-    broadcast.tell_delta(THREAD, evolve(SPROUT, run_id="run-1"), "He")
+    broadcast.tell_delta(THREAD, evolve(SPROUT, run_id="run-1"), 0, "He")
     assert session.frames[0]["payload"]["run_id"] == "run-1"
 
 
@@ -405,11 +524,11 @@ def test_a_growing_message_is_not_even_made_where_nobody_watches_it(broadcast: B
 def test_who_waits_for_a_snapshot_gets_no_pieces_until_it_has_it(broadcast: Broadcast, grows: Growth) -> None:
     session = joined(broadcast, grows=grows)
     broadcast.hold(session, "thread-1")
-    broadcast.tell_delta(THREAD, SPROUT, "He")
+    broadcast.tell_delta(THREAD, SPROUT, 0, "He")
     broadcast.tell_growing(THREAD, so_far)
-    broadcast.release(session, "thread-1", 0)
+    broadcast.release(session, "thread-1", upto(0))
     assert session.texts == []
-    broadcast.tell_delta(THREAD, SPROUT, "llo")
+    broadcast.tell_delta(THREAD, SPROUT, 2, "llo")
     broadcast.tell_growing(THREAD, so_far)
     assert len(session.texts) == 1
 
@@ -419,7 +538,7 @@ def test_whoever_may_not_see_a_thread_gets_no_pieces_of_it(broadcast: Broadcast,
     for grows in ("deltas", "growing"):
         stranger = joined(broadcast, ELSEWHERE[where], grows=grows)
         broadcast.subscribe(stranger, "thread-1")
-        broadcast.tell_delta(THREAD, SPROUT, "He")
+        broadcast.tell_delta(THREAD, SPROUT, 0, "He")
         broadcast.tell_growing(THREAD, so_far)
         assert stranger.texts == []
 

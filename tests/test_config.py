@@ -21,6 +21,7 @@ VARIABLES = {
     "database_password": ("WORKER_DATABASE_PASSWORD", "pw-from-env", "pw-from-env"),
     "database_key": ("WORKER_DATABASE_KEY", "key-from-env", "key-from-env"),
     "database_ssl": ("WORKER_DATABASE_SSL", "true", True),
+    "broker_url": ("WORKER_BROKER_URL", "redis://:pw@cache:6379/0", "redis://:pw@cache:6379/0"),
 }
 
 
@@ -190,6 +191,10 @@ WRONG: list[tuple[str, Any, str]] = [
     ("pipeline_depth", 0, "at least 1, got 0"),
     ("teardown_timeout", float("nan"), "at least 0.01, got nan"),
     ("shutdown_grace", -0.1, "at least 0, got -0.1"),
+    ("broker_url", 5, "str or None, got 5"),
+    ("run_heartbeat", 0, "at least 0.01, got 0"),
+    ("run_timeout", "6", "int or float, got '6'"),
+    ("run_timeout", 3.9, "at least two heartbeats (4.0), got 3.9"),
 ]
 
 
@@ -322,3 +327,17 @@ def test_the_environment_is_read_when_a_config_is_made_not_before(monkeypatch: p
     first = config()
     monkeypatch.setenv("WORKER_DATABASE_HOST", "two")
     assert (first.database_host, config().database_host) == ("one", "two")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://ann:pw@cache:6379/0", "'redis://***@cache:6379/0'"),
+        ("redis://:p@ss/w0rd@cache", "'redis://***@cache'"),
+        ("redis://cache:6379", "'redis://cache:6379'"),
+        ("redis://cache?password=pw", "'redis://cache?***'"),
+        (None, "None"),
+    ],
+)
+def test_the_password_in_the_url_of_a_broker_is_never_shown(url: str | None, shown: str) -> None:
+    assert f"broker_url={shown}" in repr(config(broker_url=url))

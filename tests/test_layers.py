@@ -14,9 +14,10 @@ ROOT = Path(__file__).parent.parent / "dooers"
 
 RINGS: list[set[str]] = [
     {"models", "exceptions", "schema", "config"},
-    {"access", "codec", "content", "dialects", "protocol", "send", "settings", "turn", "history"},
-    {"clock", "stores", "vault"},
-    {"lanes", "broadcast", "quota", "analytics", "context", "steps", "openturn", "runner", "repository"},
+    {"access", "codec", "content", "dialects", "news", "protocol", "send", "settings", "turn", "history"},
+    {"brokers", "clock", "stores", "vault"},
+    {"lanes", "broadcast", "quota", "analytics", "context", "steps", "openturn", "relay"}
+    | {"stage", "runner", "pulse", "repository"},
     {"inject", "container", "lifecycle", "session", "resume", "routes", "routing", "dispatch"},
     {"asgi", "server", "client", "chat", "cli", "testing", "__init__", "__main__"},
 ]

@@ -125,7 +125,7 @@ def turn_tasks() -> list[str]:
     return [
         task.get_name()
         for task in asyncio.all_tasks()
-        if task.get_name().startswith("dooers-") and "worker" not in task.get_name()
+        if task.get_name().startswith("dooers-") and task.get_name() not in ("dooers-worker", "dooers-pulse")
     ]
 
 

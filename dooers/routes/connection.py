@@ -8,6 +8,7 @@ import logging
 from typing import Any
 
 from dooers.access import Access, scope_of
+from dooers.broadcast import TRY_AGAIN
 from dooers.exceptions import (
     AlreadyConnectedError,
     DooersError,
@@ -25,7 +26,7 @@ from dooers.protocol import (
 )
 from dooers.quota import Quota
 from dooers.routes.desk import Desk
-from dooers.session import NOT_YOU, TRY_AGAIN, WHO_ARE_YOU, AuthRequest, Session
+from dooers.session import NOT_YOU, WHO_ARE_YOU, AuthRequest, Session
 
 __all__ = ["CAPABILITIES", "connect", "ping"]
 

@@ -24,6 +24,7 @@ from dooers.exceptions import (
 from dooers.models import Identity, Operation, Thread
 from dooers.openturn import Handler
 from dooers.quota import ROWS, Quotas
+from dooers.relay import Relay
 from dooers.runner import Runner
 from dooers.schema import SettingsSchema
 from dooers.session import AuthRequest, Session
@@ -44,6 +45,7 @@ class Desk:
     config: WorkerConfig
     store: Store
     broadcast: Broadcast
+    relay: Relay
     collector: Collector
     runner: Runner
     clock: Clock

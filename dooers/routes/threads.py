@@ -96,11 +96,11 @@ async def thread_subscribe(desk: Desk, session: Session, frame: ClientFrame) -> 
     except BaseException as error:
         if was_live and not isinstance(error, NotFoundError):
             begin_without(desk, session, payload.thread_id)
-            desk.broadcast.release(session, payload.thread_id, 0)  # no snapshot this time; what was live stays so
+            desk.relay.release(session, payload.thread_id, None)  # no snapshot this time; what was live stays so
         else:
             desk.broadcast.unsubscribe(session, payload.thread_id)
         raise
-    desk.broadcast.release(session, thread.id, thread.last_seq)
+    desk.relay.release(session, thread.id, thread)
 
 
 async def thread_unsubscribe(desk: Desk, session: Session, frame: ClientFrame) -> None:

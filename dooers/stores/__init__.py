@@ -91,6 +91,17 @@ class Store(Protocol):
         """Runs, the latest first, ties by id."""
         ...
 
+    async def beat(self, process_id: str, at: datetime) -> None:
+        """Say of all running runs of a process that it lives."""
+        ...
+
+    async def bury(self, before: datetime, at: datetime, error: str) -> list[Run]:
+        """Close as failed, with this text, all running runs that have given no sign of life since `before`; which they were.
+
+        Of several processes that ask at once, each run is given to one.
+        """
+        ...
+
     async def settings(self, worker_id: str) -> StoredSettings:
         """What has been set for a worker."""
         ...

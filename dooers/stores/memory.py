@@ -51,6 +51,7 @@ class MemoryStore:
         self._events: dict[str, dict[str, ThreadEvent]] = {}
         self._thread_of_event: dict[str, str] = {}
         self._runs: dict[str, Run] = {}
+        self._beats: dict[str, datetime] = {}
         self._keys: dict[str, tuple[str, str]] = {}
         self._settings: dict[str, StoredSettings] = {}
 
@@ -111,6 +112,7 @@ class MemoryStore:
             begun = self._runs.get(run.id)
             if begun is None:
                 self._runs[run.id] = run
+                self._beats[run.id] = run.started_at
             elif begun.status == "running":
                 self._runs[run.id] = evolve(begun, status=run.status, ended_at=run.ended_at, error=run.error)
         if change.repeat_key is not None and events:
@@ -122,7 +124,19 @@ class MemoryStore:
         for event_id in self._events.pop(thread_id, {}):
             del self._thread_of_event[event_id]
         self._runs = {run.id: run for run in self._runs.values() if run.thread_id != thread_id}
+        self._beats = {run_id: at for run_id, at in self._beats.items() if run_id in self._runs}
         self._keys = {key: where for key, where in self._keys.items() if where[0] != thread_id}
+
+    async def beat(self, process_id: str, at: datetime) -> None:
+        for run in self._runs.values():
+            if run.status == "running" and run.process_id == process_id:
+                self._beats[run.id] = at
+
+    async def bury(self, before: datetime, at: datetime, error: str) -> list[Run]:
+        dead = [run for run in self._runs.values() if run.status == "running" and self._beats[run.id] < before]
+        buried = [evolve(run, status="failed", ended_at=at, error=error) for run in dead]
+        self._runs.update({run.id: run for run in buried})
+        return buried
 
     async def remove_event(self, event_id: str) -> None:
         thread_id = self._thread_of_event.pop(event_id, None)

@@ -189,6 +189,12 @@ class PostgresStore:
     async def remove_event(self, event_id: str) -> None:
         await self._fetch(self._sql.remove_event(event_id))
 
+    async def beat(self, process_id: str, at: datetime) -> None:
+        await self._fetch(self._sql.beat(process_id, at))
+
+    async def bury(self, before: datetime, at: datetime, error: str) -> list[Run]:
+        return [run_of(row) for row in await self._fetch(self._sql.bury(before, at, error))]
+
     async def set_settings(self, worker_id: str, values: Mapping[str, Any], at: datetime) -> None:
         if values:
             await self._fetch(self._sql.put_settings(worker_id, values.items(), at))

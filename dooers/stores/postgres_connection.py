@@ -26,7 +26,7 @@ from dooers.stores import store_error
 from dooers.stores.rows import Row
 from dooers.stores.sql import Statement
 
-__all__ = ["Line", "Patience", "Pool", "interrupted", "transient"]
+__all__ = ["Line", "Patience", "Pool", "address", "interrupted", "transient"]
 
 T = TypeVar("T")
 
@@ -229,12 +229,7 @@ def _options(config: WorkerConfig) -> dict[str, Any]:
             max(1, int(config.database_timeout * 1000))
         )
     return {
-        "host": config.database_host,
-        "port": config.database_port,
-        "user": config.database_user,
-        "password": config.database_password or None,
-        "database": config.database_name,
-        "ssl": _tls(config),
+        **address(config),
         "min_size": config.database_pool_min,
         "max_size": config.database_pool_max,
         "timeout": config.database_timeout,
@@ -242,6 +237,18 @@ def _options(config: WorkerConfig) -> dict[str, Any]:
         "statement_cache_size": config.database_statement_cache,
         "server_settings": server,
         "reset": _light_reset,
+    }
+
+
+def address(config: WorkerConfig) -> dict[str, Any]:
+    """Where the server is, and how to get in, as the driver takes it."""
+    return {
+        "host": config.database_host,
+        "port": config.database_port,
+        "user": config.database_user,
+        "password": config.database_password or None,
+        "database": config.database_name,
+        "ssl": _tls(config),
     }
 
 

@@ -42,7 +42,7 @@ EVENT_COLUMNS = (
     "id, thread_id, seq, turn_seq, type, actor, author, user_id, sender, content, data, "
     "run_id, client_event_id, notice, created_at"
 )
-RUN_COLUMNS = "id, thread_id, agent_id, status, started_at, ended_at, error"
+RUN_COLUMNS = "id, thread_id, agent_id, status, started_at, ended_at, error, process_id"
 
 
 def stamp(at: datetime) -> str:
@@ -101,6 +101,7 @@ def run_row(run: Run, at: At) -> dict[str, Any]:
         "started_at": at(run.started_at),
         "ended_at": None if run.ended_at is None else at(run.ended_at),
         "error": run.error,
+        "process_id": run.process_id,
     }
 
 

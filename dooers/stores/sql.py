@@ -124,6 +124,20 @@ class Statements:
 
     # ------------------------------------------------------------ writing
 
+    def beat(self, process_id: str, at: datetime) -> Statement:
+        return (
+            f"UPDATE {self.runs} SET beat_at = :at WHERE status = 'running' AND process_id = :process_id",
+            {"process_id": process_id, "at": self.at(at)},
+        )
+
+    def bury(self, before: datetime, at: datetime, error: str) -> Statement:
+        """Close the runs of dead processes. Returns them."""
+        return (
+            f"UPDATE {self.runs} SET status = 'failed', ended_at = :at, error = :error "
+            f"WHERE status = 'running' AND beat_at < :before RETURNING {RUN_COLUMNS}",
+            {"before": self.at(before), "at": self.at(at), "error": error},
+        )
+
     def remove_event(self, event_id: str) -> Statement:
         return f"DELETE FROM {self.events} WHERE id = :id", {"id": event_id}
 
@@ -165,7 +179,8 @@ class SqliteStatements(Statements):
         )
         # A run that has ended stays ended, whoever comes late.
         self._put_run = (
-            f"INSERT INTO {self.runs} ({RUN_COLUMNS}) VALUES ({_named(RUN_COLUMNS)}) ON CONFLICT (id) DO UPDATE SET "
+            f"INSERT INTO {self.runs} ({RUN_COLUMNS}, beat_at) VALUES ({_named(RUN_COLUMNS)}, :started_at) "
+            f"ON CONFLICT (id) DO UPDATE SET "
             f"status = excluded.status, ended_at = excluded.ended_at, error = excluded.error "
             f"WHERE {self.runs}.status = 'running'"
         )

@@ -36,7 +36,10 @@ _EVENT = (
     "n INT, id TEXT, turn_seq BIGINT, type TEXT, actor TEXT, author TEXT, user_id TEXT, sender JSONB, content JSONB, "
     "data JSONB, run_id TEXT, client_event_id TEXT, notice SMALLINT, created_at TIMESTAMPTZ, repeat_key TEXT"
 )
-_RUN = "id TEXT, thread_id TEXT, agent_id TEXT, status TEXT, started_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, error TEXT"
+_RUN = (
+    "id TEXT, thread_id TEXT, agent_id TEXT, status TEXT, started_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, error TEXT, "
+    "process_id TEXT"
+)
 _PATCH: dict[str, Callable[[Any], Any]] = {"title": lambda v: v, "metadata": maybe_json, "updated_at": lambda v: v}
 
 
@@ -199,7 +202,7 @@ class PostgresStatements(Statements):
         # A run that has ended stays ended, whoever comes late.
         columns = ", ".join(f"x.{name}" for name in RUN_COLUMNS.split(", "))
         return (
-            f"ran AS (INSERT INTO {self.runs} AS r ({RUN_COLUMNS}) SELECT {columns} "
+            f"ran AS (INSERT INTO {self.runs} AS r ({RUN_COLUMNS}, beat_at) SELECT {columns}, x.started_at "
             f"FROM thread, jsonb_to_recordset(CAST(:runs AS JSONB)) AS x ({_RUN}) ON CONFLICT (id) DO UPDATE SET "
             f"status = excluded.status, ended_at = excluded.ended_at, error = excluded.error WHERE r.status = 'running')"
         )

@@ -897,6 +897,93 @@ class StoreContract:
             await asyncio.sleep(0)
         await writing
 
+    # ------------------------------------------------------------ runs of processes, living and dead
+
+    async def _running(self, store: Store, process_id: str | None, *, at: datetime = T0, **more: Any) -> Run:
+        thread = await opened(store)
+        run = a_run(thread, at=at, process_id=process_id, **more)
+        await store.apply(Change(thread=thread, runs=(run,)))
+        return run
+
+    async def test_a_run_comes_back_with_the_process_that_is_at_it(self, store: Store) -> None:
+        run = await self._running(store, "process-1")
+        assert await store.run(run.id) == run
+        ended = evolve(run, status="succeeded", ended_at=later(1), process_id="process-2")
+        thread = await store.thread(run.thread_id)
+        assert thread is not None
+        await store.apply(Change(thread=thread, runs=(ended,)))
+        assert await store.run(run.id) == evolve(ended, process_id="process-1")
+
+    async def test_a_run_that_was_silent_for_too_long_is_buried_once(self, store: Store) -> None:
+        run = await self._running(store, "dead")
+        assert await store.bury(T0, later(60), "lost") == []  # it was heard of at that very instant
+        buried = evolve(run, status="failed", ended_at=later(60), error="lost")
+        assert await store.bury(later(1), later(60), "lost") == [buried]
+        assert await store.run(run.id) == buried
+        assert await store.bury(later(100), later(120), "again") == []
+        assert await store.run(run.id) == buried
+
+    async def test_a_heartbeat_keeps_all_runs_of_its_process_and_no_others(self, store: Store) -> None:
+        alive = [await self._running(store, "alive") for _ in range(3)]
+        dead = [await self._running(store, "dead") for _ in range(2)]
+        await store.beat("alive", later(50))
+        await store.beat("nobody", later(50))
+        buried = await store.bury(later(40), later(60), "lost")
+        assert {run.id for run in buried} == {run.id for run in dead}
+        kept = [await store.run(run.id) for run in alive]
+        assert kept == alive
+        assert {run.id for run in await store.bury(later(51), later(60), "lost")} == {run.id for run in alive}
+
+    async def test_a_run_that_has_begun_counts_as_heard_of_when_it_began(self, store: Store) -> None:
+        run = await self._running(store, "p", at=later(30))
+        assert await store.bury(later(30), later(60), "lost") == []
+        assert [one.id for one in await store.bury(later(30.000001), later(60), "lost")] == [run.id]
+
+    async def test_a_run_of_nobody_is_buried_like_any(self, store: Store) -> None:
+        run = await self._running(store, None)
+        await store.beat("p", later(50))
+        assert [one.id for one in await store.bury(later(40), later(60), "lost")] == [run.id]
+
+    async def test_runs_that_have_ended_are_left_alone(self, store: Store) -> None:
+        runs = [
+            await self._running(store, "p", status=status, ended_at=later(1))
+            for status in ("succeeded", "failed", "canceled")
+        ]
+        assert await store.bury(later(100), later(100), "lost") == []
+        await store.beat("p", later(200))
+        assert [await store.run(run.id) for run in runs] == runs
+
+    async def test_what_its_process_says_of_a_buried_run_comes_too_late(self, store: Store) -> None:
+        run = await self._running(store, "slow")
+        (buried,) = await store.bury(later(1), later(60), "lost")
+        thread = await store.thread(run.thread_id)
+        assert thread is not None
+        await store.beat("slow", later(61))
+        await store.apply(Change(thread=thread, runs=(evolve(run, status="succeeded", ended_at=later(62)),)))
+        assert await store.run(run.id) == buried
+
+    async def test_a_buried_run_is_no_active_one_of_a_snapshot(self, store: Store) -> None:
+        run = await self._running(store, "dead")
+        await store.bury(later(1), later(60), "lost")
+        snapshot = await store.snapshot(run.thread_id)
+        assert snapshot is not None
+        assert snapshot.runs == []
+
+    async def test_runs_of_a_deleted_thread_are_not_buried(self, store: Store) -> None:
+        run = await self._running(store, "dead")
+        thread = await store.thread(run.thread_id)
+        assert thread is not None
+        await store.apply(Change(thread=thread, removes=True))
+        await store.beat("dead", later(1))
+        assert await store.bury(later(100), later(100), "lost") == []
+
+    async def test_of_many_who_bury_at_once_each_dead_run_is_given_to_one(self, store: Store) -> None:
+        dead = {(await self._running(store, f"dead-{number % 3}")).id for number in range(20)}
+        shares = await asyncio.gather(*(store.bury(later(1), later(60), f"by {n}") for n in range(10)))
+        assert sorted(run.id for share in shares for run in share) == sorted(dead)
+        for number, share in enumerate(shares):
+            assert {run.error for run in share} <= {f"by {number}"}
+
     # ------------------------------------------------------------ settings
 
     async def test_nothing_set_is_empty_settings(self, store: Store) -> None:

@@ -18,13 +18,14 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from attrs import evolve
-from contract import StoreContract, a_run, a_thread, an_event, opened, opening, seqs, texts
+from contract import T0, StoreContract, a_run, a_thread, an_event, later, opened, opening, seqs, texts
 
 from dooers import WorkerConfig
 from dooers.exceptions import DooersError, StoreError
-from dooers.models import Change, EventQuery, RunQuery, ThreadQuery
-from dooers.stores import Store, open_store, sqlite, sqlite_connection
+from dooers.models import Change, EventQuery, Run, RunQuery, ThreadQuery
+from dooers.stores import Store, migrations, open_store, sqlite, sqlite_connection
 from dooers.stores.migrations import HEAD
+from dooers.stores.rows import stamp
 from dooers.stores.sqlite import SqliteStore
 from dooers.stores.sqlite_connection import hop
 
@@ -420,6 +421,62 @@ async def test_many_stores_of_one_process_may_open_at_once(tmp_path: Path, worke
         await store.close()
 
 
+OLD_RUNS = """
+INSERT INTO {p}threads (id, worker_id, organization_id, workspace_id, user_id, owner, created_at, updated_at, last_event_at, last_seq)
+VALUES ('t', 'w', 'o', 's', 'u', '{{}}', '{at}', '{at}', '{at}', 0);
+INSERT INTO {p}runs (id, thread_id, agent_id, status, started_at, ended_at, error) VALUES
+('done', 't', 'a', 'failed', '{at}', '{at}', 'why'), ('left', 't', NULL, 'running', '{at}', NULL, NULL);
+"""
+
+
+@pytest.mark.parametrize("prefix", ["worker_", "p1_"])
+async def test_runs_of_the_first_schema_are_kept_and_those_left_running_can_be_buried(
+    worker_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    config = evolve(worker_config, database_table_prefix=prefix)
+    at = stamp(T0)
+    with monkeypatch.context() as before:
+        before.setattr(migrations, "HEAD", "0001")
+        before.setattr(sqlite_connection, "HEAD", "0001")
+        await asyncio.to_thread(sqlite_connection.prepare_file, config.database_name, prefix, migrate=True)
+    with closing(sqlite3.connect(config.database_name)) as raw:
+        raw.executescript(OLD_RUNS.format(p=prefix, at=at))
+        assert raw.execute(f"SELECT version_num FROM {prefix}schema_version").fetchall() == [("0001",)]
+    store = SqliteStore(config)
+    await store.open()
+    done = Run(id="done", thread_id="t", agent_id="a", status="failed", started_at=T0, ended_at=T0, error="why")
+    left = Run(id="left", thread_id="t", started_at=T0)
+    assert [await store.run("done"), await store.run("left")] == [done, left]
+    assert await store.bury(T0, later(60), "lost") == []
+    assert await store.bury(later(1), later(60), "lost") == [
+        evolve(left, status="failed", ended_at=later(60), error="lost")
+    ]
+    assert await store.run("done") == done
+    await store.close()
+
+
+async def test_of_many_files_open_at_once_each_dead_run_is_given_to_one(worker_config: WorkerConfig) -> None:
+    stores = [SqliteStore(worker_config) for _ in range(4)]
+    for store in stores:
+        await store.open()
+    thread = await opened(stores[0])
+    runs = [a_run(thread, process_id=f"dead-{n % 3}") for n in range(30)]
+    await stores[0].apply(Change(thread=thread, runs=tuple(runs)))
+    shares = await asyncio.gather(*(store.bury(later(1), later(60), "lost") for store in stores * 3))
+    assert sorted(run.id for share in shares for run in share) == sorted(run.id for run in runs)
+    for store in stores:
+        await store.close()
+
+
+async def test_looking_for_dead_runs_reads_an_index_and_not_the_table(store: SqliteStore) -> None:
+    for statement, values in (store._sql.bury(T0, T0, "x"), store._sql.beat("p", T0)):
+        plan = await on_writer(
+            store,
+            lambda raw, s=statement, v=values: raw.execute(f"EXPLAIN QUERY PLAN {s}", v).fetchall(),
+        )
+        assert any("runs_running" in row["detail"] for row in plan), [row["detail"] for row in plan]
+
+
 # ---------------------------------------------------------------- other processes
 
 
@@ -440,6 +497,7 @@ import asyncio, sys, uuid
 from datetime import UTC, datetime
 from dooers.config import WorkerConfig
 from dooers.models import Change, Thread, ThreadEvent, User
+from dooers.stores.rows import stamp
 from dooers.stores.sqlite import SqliteStore
 
 async def main():
@@ -511,6 +569,7 @@ import asyncio, sys
 from contract import an_event, opened
 from dooers import WorkerConfig
 from dooers.models import Change
+from dooers.stores.rows import stamp
 from dooers.stores.sqlite import SqliteStore
 
 async def main():

@@ -1,0 +1,86 @@
+"""How the processes of one worker hear of each other: the Broker that the engine needs, and which one a config asks for.
+
+A broker carries texts; what they mean is `news.py`'s business, what becomes of them `relay.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from dooers.config import WorkerConfig
+from dooers.exceptions import ConfigError
+from dooers.stores.sql_postgres import Beside
+
+__all__ = ["BROKERS", "Broker", "open_broker"]
+
+
+class Broker(Protocol):
+    """Tells every process of a worker what one of them says. Every implementation passes `tests/brokers/contract.py`.
+
+    Errors: StoreError from `open` and `lock`. What is told is never waited for; what cannot be delivered makes the others hear
+    `missed` when they can be reached again.
+    """
+
+    @property
+    def alone(self) -> bool:
+        """Whether there can be no other process: then nothing needs to be put into words."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """The most bytes that one text may have; None for any."""
+        ...
+
+    def announcing(self, process_id: str) -> Beside | None:
+        """Where the store can tell of a Change in the very transaction that writes it: what is to be added to its statement.
+
+        None where it cannot: then each Change is told once it is stored.
+        """
+        ...
+
+    async def open(self, heard: Callable[[str], None], missed: Callable[[], None]) -> None:
+        """Begin to listen. `heard` is called with what others say, in the order in which each of them said it; `missed` when the
+        connection was away and is back: what was said meanwhile is lost."""
+        ...
+
+    async def close(self) -> None:
+        """Say what waits to be said, let go of all locks, and stop listening."""
+        ...
+
+    def tell(self, text: str) -> None:
+        """Say something to all others. Returns at once."""
+        ...
+
+    async def lock(self, key: str) -> None:
+        """Return when no other process, nor anybody here, holds this key, and hold it. Being cancelled leaves nothing behind.
+
+        StoreError where the broker is not open, or does not answer.
+        """
+        ...
+
+    def unlock(self, key: str) -> None:
+        """Let go of a key; no harm if it is not held (any more). A process that dies lets go of all of its."""
+        ...
+
+
+# Which class serves which URL scheme, imported when it is asked for.
+BROKERS: dict[str, tuple[str, str]] = {
+    "memory": ("dooers.brokers.memory", "MemoryBroker"),
+}
+
+
+def open_broker(config: WorkerConfig) -> Broker:
+    """The broker a config asks for, not yet opened: by `broker_url`, else the one that comes with the database."""
+    scheme = urlsplit(config.broker_url).scheme if config.broker_url else config.database_type
+    if config.broker_url is None and scheme not in BROKERS:
+        scheme = "memory"
+    if scheme not in BROKERS:
+        raise ConfigError(
+            f"WorkerConfig.broker_url: expected one that begins with {', '.join(f'{s}:' for s in BROKERS)}"
+        )
+    module, name = BROKERS[scheme]
+    make: Callable[[WorkerConfig], Broker] = getattr(import_module(module), name)
+    return make(config)

@@ -1,0 +1,82 @@
+"""The heartbeat of a process's runs, and the end of runs whose process is dead.
+
+A run that is running says now and then that somebody is still at it. One that has said nothing for `run_timeout` seconds is closed as
+failed by whichever process sees it first; its thread goes on. If its process was only slow, it stops there when it hears of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+
+from dooers.codec import clean
+from dooers.config import WorkerConfig
+from dooers.exceptions import told
+from dooers.models import Run
+from dooers.runner import Runner
+from dooers.stores import Store
+from dooers.turn import Clock, mourning
+
+__all__ = ["Pulse"]
+
+log = logging.getLogger("dooers")
+
+
+class Pulse:
+    """One process's heartbeat."""
+
+    def __init__(self, config: WorkerConfig, store: Store, runner: Runner, clock: Clock, process_id: str) -> None:
+        self._config = config
+        self._store = store
+        self._runner = runner
+        self._clock = clock
+        self._process_id = process_id
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to beat, and look for the dead, now and with each beat."""
+        self._task = asyncio.create_task(self._beat(), name="dooers-pulse")
+
+    async def stop(self) -> None:
+        """Beat no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _beat(self) -> None:
+        loop, seen = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+        while True:
+            try:
+                if self._runner.running:
+                    await self._store.beat(self._process_id, self._clock.now())
+                late, seen = loop.time() - seen > self._config.run_timeout, loop.time()
+                if late:
+                    await self._find_buried()
+                await self._bury()
+            except Exception as error:  # the database is away: the next beat may find it
+                log.warning("the heartbeat of running turns was not stored: %r", error)
+            await asyncio.sleep(self._config.run_heartbeat)
+
+    async def _find_buried(self) -> None:
+        """This process was slow, or the database away, for so long that others may have closed runs of it, unheard."""
+        for run_id in self._runner.runs:
+            run = await self._store.run(run_id)
+            if run is not None and run.status != "running":
+                self._runner.buried(run_id)
+
+    async def _bury(self) -> None:
+        now, error_id = self._clock.now(), self._clock.new_id()
+        dead = TimeoutError("its process gave no sign of life")
+        text = clean(told("The answer broke off.", dead, error_id, expose=self._config.expose_errors))
+        for run in await self._store.bury(now - timedelta(seconds=self._config.run_timeout), now, text):
+            log.error("run %s in thread %s was left by a dead process (error %s)", run.id, run.thread_id, error_id)
+            try:
+                await self._mourn(run)
+            except Exception as error:  # its thread was deleted meanwhile; the others are to be told of all the same
+                log.warning("the end of run %s was stored, but could not be told: %r", run.id, error)
+
+    async def _mourn(self, run: Run) -> None:
+        thread = await self._store.thread(run.thread_id)
+        if thread is not None:
+            await self._runner.commit(mourning(thread, run, self._clock))

@@ -1,0 +1,313 @@
+"""News of this process to people here and to the other processes, and theirs to people here. Who may see what is `broadcast.py`'s.
+
+What was said and not heard is found out in three ways, and then read from the store: an event whose number is not the next one, a
+"look" instead of a Change that was too large to send, and a connection to the broker that was away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from attrs import Factory, define, evolve
+
+from dooers.broadcast import Broadcast, Member
+from dooers.brokers import Broker
+from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadEvent
+from dooers.news import News, read, write
+from dooers.steps import Growing
+from dooers.stores import GAP, Store
+
+__all__ = ["Listener", "Relay"]
+
+log = logging.getLogger("dooers")
+
+# How many threads are caught up with at once, how often one is tried, and how many of its runs are looked at.
+CATCHING, TRIES, RUNS = 8, 5, 20
+# How many messages that others write are kept, and how many runs that are over; what is older is forgotten.
+GROWING, OVER = 1_000, 10_000
+
+
+class Listener(Protocol):
+    """Who else in this process is to hear what other processes say: the runner."""
+
+    def heard_change(self, change: Change) -> None:
+        """Another process stored this."""
+        ...
+
+    def heard_cancel(self, thread_id: str | None, run_id: str | None, before: int | None) -> None:
+        """Somebody asked another process to stop these turns."""
+        ...
+
+
+@define(eq=False)
+class _Reading:
+    """A thread that is being read: what was told of it meanwhile, and whether it is to be read (once more)."""
+
+    waiting: list[Change] = Factory(list)
+    again: bool = True
+    # Not only a gap in its events: whatever was told of it may have been missed.
+    whole: bool = False
+
+
+class Relay:
+    """Tells, hears, and catches up. Belongs to one event loop."""
+
+    def __init__(self, broadcast: Broadcast, broker: Broker, store: Store, process_id: str) -> None:
+        self._broadcast = broadcast
+        self._broker = broker
+        self._store = store
+        self._process_id = process_id
+        self._listener: Listener | None = None
+        self._growing: dict[str, Growing] = {}
+        self._catching: dict[str, _Reading] = {}
+        self._over: dict[str, None] = {}  # runs that have ended: a set in the order of arrival
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(CATCHING)
+
+    async def open(self, listener: Listener) -> None:
+        """Begin to hear."""
+        self._listener = listener
+        await self._broker.open(self._heard, self._missed)
+
+    async def close(self) -> None:
+        """Say what waits to be said, and hear no more."""
+        for growing in self._growing.values():
+            growing.end()
+        self._growing.clear()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._broker.close()
+
+    # ------------------------------------------------------------ telling
+
+    def publish(self, change: Change) -> None:
+        """Tell of a Change that this process has stored."""
+        if self._broker.alone:
+            self._broadcast.publish(change)
+            return
+        self._show(change)
+        news = News.of(change, self._process_id)
+        if not self._say(news):
+            # What is small goes all the same: that a thread is new or gone, and what became of a run.
+            self._say(evolve(news, events=[]))
+            self._say(News(kind="look", sender=self._process_id, thread_id=change.thread.id))
+
+    def tell_delta(self, thread: Thread, event: ThreadEvent, at: int, text: str) -> None:
+        """A piece of a message that is being written, which stands at `at` of it."""
+        self._broadcast.tell_delta(thread, event, at, text)
+        if not self._broker.alone:
+            self._say(News(kind="delta", sender=self._process_id, thread=thread, event=event, at=at, text=text))
+
+    def tell_growing(self, thread: Thread, so_far: Callable[[], ThreadEvent | None]) -> None:
+        """A message that is being written, whole so far. Other processes put it together themselves."""
+        self._broadcast.tell_growing(thread, so_far)
+
+    def tell(
+        self,
+        topic: str,
+        worker_id: str,
+        frame_type: str,
+        payload: dict[str, Any],
+        about: Thread | None,
+        *,
+        here: bool = False,
+    ) -> None:
+        """A frame to a topic's followers, `here` or everywhere; with `about`, only to those who may see that thread."""
+        self._broadcast.tell(topic, worker_id, frame_type, payload, about)
+        if not here and not self._broker.alone:
+            self._say(
+                News(
+                    kind="topic",
+                    sender=self._process_id,
+                    topic=topic,
+                    worker_id=worker_id,
+                    frame_type=frame_type,
+                    payload=payload,
+                    thread=about,
+                )
+            )
+
+    def tell_cancel(self, thread_id: str | None, run_id: str | None, before: int | None) -> None:
+        """Ask the other processes to stop turns."""
+        if not self._broker.alone:
+            self._say(News(kind="cancel", sender=self._process_id, thread_id=thread_id, run_id=run_id, before=before))
+
+    def _say(self, news: News) -> bool:
+        """Tell the others, unless it is too large for the broker; whether it was said."""
+        text = write(news)
+        limit = self._broker.limit
+        if limit is None or len(text) * 4 <= limit or len(text.encode()) <= limit:
+            self._broker.tell(text)
+            return True
+        if news.kind == "delta" and len(news.text) > 1:
+            half = len(news.text) // 2
+            first = self._say(evolve(news, text=news.text[:half]))
+            return first and self._say(evolve(news, text=news.text[half:], at=news.at + half))
+        if news.kind != "change":
+            log.warning("news of %r are too large for the broker and stay here", news.topic or news.kind)
+        return False
+
+    # ------------------------------------------------------------ hearing
+
+    def _heard(self, text: str) -> None:
+        try:
+            news = read(text)
+            if news.sender != self._process_id:
+                _HEARD[news.kind](self, news)
+        except Exception:
+            log.exception("what another process said was not understood")
+
+    def _heard_change(self, news: News) -> None:
+        change = news.change
+        assert self._listener is not None
+        self._listener.heard_change(change)
+        self._end_growing(change)
+        self._show(change)
+
+    def _heard_look(self, news: News) -> None:
+        if news.thread_id is not None:
+            self._catch_up(news.thread_id, whole=True)
+
+    def _heard_delta(self, news: News) -> None:
+        thread, event = news.thread, news.event
+        if thread is None or event is None:
+            raise ValueError("news of a piece without its thread and message")
+        growing = self._growing.get(event.id)
+        if growing is None and news.at == 0:
+            # Also where nobody watches: whoever comes while it is written gets what there is of it.
+            growing = self._growing[event.id] = Growing(event, None, thread, self._broadcast)
+            if len(self._growing) > GROWING:
+                self._growing.pop(next(iter(self._growing))).end()
+        if growing is None:
+            return  # its beginning was not heard: people here get it whole, when it is done
+        if growing.length == news.at:
+            growing.add(news.text)
+        else:
+            self._growing.pop(event.id).end()
+
+    def _heard_topic(self, news: News) -> None:
+        self._broadcast.tell(news.topic, news.worker_id, news.frame_type, news.payload, news.thread)
+
+    def _heard_cancel(self, news: News) -> None:
+        assert self._listener is not None
+        self._listener.heard_cancel(news.thread_id, news.run_id, news.before)
+
+    def growing(self, thread_id: str) -> list[ThreadEvent]:
+        """The messages of a thread that other processes are writing, with their text so far."""
+        here = (one for one in self._growing.values() if one.event.thread_id == thread_id)
+        return [event for one in here if (event := one.so_far()) is not None]
+
+    def _end_growing(self, change: Change) -> None:
+        done = {event.id for event in change.events}
+        over = {run.id for run in change.runs if run.status != "running"}
+        for event_id, growing in list(self._growing.items()):
+            event = growing.event
+            gone = change.removes and event.thread_id == change.thread.id
+            if event_id in done or event.run_id in over or gone:
+                self._growing.pop(event_id).end()
+
+    # ------------------------------------------------------------ catching up
+
+    def release(self, member: Member, thread_id: str, snapshot: Thread | None) -> None:
+        """A session goes live, with a snapshot or without; what it lacks by then is read."""
+        if self._broadcast.release(member, thread_id, snapshot):
+            self._catch_up(thread_id)
+
+    def _show(self, change: Change) -> None:
+        reading = self._catching.get(change.thread.id)
+        if reading is None and self._broadcast.lacks(change):
+            reading = self._catch_up(change.thread.id)
+        if reading is not None:
+            reading.waiting.append(change)
+        else:
+            self._broadcast.publish(self._without_ended(change))
+
+    def _without_ended(self, change: Change) -> Change:
+        """The change without runs whose end was shown: one that has ended stays so, whatever comes late."""
+        runs = tuple(run for run in change.runs if run.id not in self._over)
+        self._over.update((run.id, None) for run in runs if run.status != "running")
+        while len(self._over) > OVER:
+            del self._over[next(iter(self._over))]
+        return change if len(runs) == len(change.runs) else evolve(change, runs=runs)
+
+    def _missed(self) -> None:
+        """The broker was away. Whatever was told meanwhile is in the store, except for pieces of messages."""
+        for growing in self._growing.values():
+            growing.end()
+        self._growing.clear()
+        for thread_id in self._broadcast.watched():
+            self._catch_up(thread_id, whole=True)
+
+    def _catch_up(self, thread_id: str, *, whole: bool = False) -> _Reading:
+        """Read a thread, or read it again if that is under way: what is to be seen may have come since."""
+        reading = self._catching.get(thread_id)
+        if reading is None:
+            reading = self._catching[thread_id] = _Reading()
+            task = asyncio.create_task(self._read_up(thread_id, reading), name="dooers-catch-up")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        reading.again = True
+        reading.whole = reading.whole or whole
+        return reading
+
+    async def _read_up(self, thread_id: str, reading: _Reading) -> None:
+        """Show what people here lack of a thread, and then what was told of it while that was read."""
+        async with self._room:
+            while reading.again:
+                reading.again = False
+                if not await self._shown(thread_id, reading):
+                    self._broadcast.drop(thread_id)  # they come back, and get a snapshot as soon as there is one
+        del self._catching[thread_id]
+        for change in reading.waiting:
+            self._show(change)
+
+    async def _shown(self, thread_id: str, reading: _Reading) -> bool:
+        for attempt in range(TRIES):
+            if attempt:
+                await asyncio.sleep(0.05 * 2**attempt)
+            try:
+                await self._show_missed(thread_id, whole=reading.whole)
+                return True
+            except Exception as error:
+                log.warning("catching up with thread %s failed (%r)", thread_id, error)
+        return False
+
+    async def _show_missed(self, thread_id: str, *, whole: bool) -> None:
+        thread = await self._store.thread(thread_id)
+        last = self._broadcast.last_known(thread_id)
+        if thread is None:
+            if last is not None:
+                self._show_read(Change(thread=last, removes=True))
+            return
+        after = self._broadcast.reached(thread_id)
+        while after is not None and after < thread.last_seq:
+            query = EventQuery(thread_id=thread_id, after_seq=after, limit=GAP, oldest_first=True)
+            events = await self._store.events(query)
+            # Whatever the newest number is: events may have been deleted, and the others are all there are.
+            upto = events[-1].seq if len(events) == GAP else max([thread.last_seq, *(event.seq for event in events)])
+            change = Change(thread=thread, events=tuple(events))
+            self._end_growing(change)
+            self._broadcast.fill(change, after, upto)
+            after = upto
+        runs = await self._store.runs(RunQuery(equal={"thread_id": thread_id}, limit=RUNS))
+        renamed = last is None or (last.title, last.metadata) != (thread.title, thread.metadata)
+        patch = {"told": True} if whole or renamed else {}
+        self._show_read(Change(thread=thread, patch=patch, runs=tuple(reversed(runs))))
+
+    def _show_read(self, change: Change) -> None:
+        self._end_growing(change)
+        self._broadcast.publish(self._without_ended(change))
+
+
+_HEARD: dict[str, Callable[[Relay, News], None]] = {
+    "change": Relay._heard_change,
+    "look": Relay._heard_look,
+    "delta": Relay._heard_delta,
+    "topic": Relay._heard_topic,
+    "cancel": Relay._heard_cancel,
+}

@@ -1,0 +1,140 @@
+"""Where a handler is run: driven one event at a time, in the turn's own task, and the end of its turn stored. When is `runner.py`'s.
+
+- **Pipelined.** The handler does not wait for the disk: up to `pipeline_depth` Changes of a turn are on their way, in order. A write
+  that fails stops the turn.
+- **Every outcome leaves a clean thread**: the run closed, what was on its way stored, and of a failure a safe text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from dooers.analytics import Collector
+from dooers.codec import clean
+from dooers.config import WorkerConfig
+from dooers.context import WorkerAnalytics, WorkerContext, WorkerIncoming, WorkerMemory, WorkerSettings
+from dooers.exceptions import HandlerError, NotFoundError, told
+from dooers.models import Change
+from dooers.openturn import OpenTurn
+from dooers.send import WorkerSend
+from dooers.steps import Steps, close_source
+from dooers.stores import Store
+from dooers.turn import Clock, Outcome, as_event, closing
+
+__all__ = ["Stage"]
+
+log = logging.getLogger("dooers")
+
+
+class Stage:
+    """What it takes to run handlers."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        store: Store,
+        collector: Collector,
+        clock: Clock,
+        settings: Callable[..., WorkerSettings],
+        commit: Callable[[Change], Awaitable[Change]],
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._collector = collector
+        self._clock = clock
+        self._settings = settings
+        self._commit = commit
+        self._send = WorkerSend()
+
+    async def perform(self, opened: OpenTurn) -> None:
+        """Drive the handler: one event, one step, on to the next."""
+        steps = opened.steps
+        async with opened.message.handler.run(self._values(opened, steps)) as yielded:
+            try:
+                while True:
+                    if steps.sink is not None:
+                        await steps.sink.wanted(steps.taken)
+                    try:
+                        value = await anext(yielded)
+                    except StopAsyncIteration:
+                        break
+                    event = as_event(value, self._send.text)
+                    if opened.canceled or opened.expired:
+                        # A handler that caught its cancellation and went on: what it yields now is too late.
+                        await close_source(event.data.get("source"))
+                        return
+                    await steps.take(event)
+            finally:
+                opened.leaving = True
+        await steps.settle()
+
+    async def conclude(self, opened: OpenTurn, error: BaseException | None) -> HandlerError | None:
+        """Store the end of a turn; what it failed with, for who follows it."""
+        # A thread that is deleted takes its turns along, also one whose handler had ended when it was.
+        canceled = opened.canceled or opened.steps.gone
+        outcome: Outcome = "canceled" if canceled else "succeeded" if error is None else "failed"
+        await self._close(opened, outcome, error)
+        opened.status = outcome
+        return HandlerError(f"the handler failed: {error!r}", error) if error and outcome == "failed" else None
+
+    async def _close(self, opened: OpenTurn, outcome: Outcome, error: BaseException | None) -> None:
+        """Leave a clean thread, whatever happened, and survive it if even that cannot be stored."""
+        steps = opened.steps
+        notice = None
+        if outcome == "failed":
+            error_id = self._clock.new_id()
+            what = "This took too long." if opened.expired else "Something went wrong."
+            notice = clean(told(what, error or TimeoutError(), error_id, expose=self._config.expose_errors))
+            log.error(
+                "handler %s failed in thread %s (error %s)",
+                opened.message.handler.name,
+                opened.thread.id,
+                error_id,
+                exc_info=error,
+            )
+        elif error is not None and not isinstance(error, asyncio.CancelledError):
+            log.warning("handler %s failed while it was stopped", opened.message.handler.name, exc_info=error)
+        try:
+            with suppress(asyncio.CancelledError):  # of a loop that ends: the run must be closed all the same
+                await steps.finish()
+            begun = opened.status != "waiting"
+            change = closing(steps.turn, outcome, self._clock, notice=notice, begun=begun)
+            if change is not None and not steps.gone:
+                await self._commit(change)
+        except NotFoundError:
+            log.info("thread %s was deleted while a turn ran in it", opened.thread.id)
+        except asyncio.CancelledError:
+            log.warning("the turn in thread %s was cancelled again while it was being closed", opened.thread.id)
+        except Exception as unclosed:  # the last line of defence: the queue must move on
+            log.error("the end of a turn in thread %s could not be stored: %r", opened.thread.id, unclosed)
+
+    def _values(self, opened: OpenTurn, steps: Steps) -> dict[str, Any]:
+        """What this turn gives to whoever asks for it by name."""
+        message, thread = opened.message, opened.thread
+        context = WorkerContext(
+            thread_id=thread.id,
+            event_id=opened.event.id,
+            worker_id=message.worker_id,
+            identity=message.identity,
+            thread_title=thread.title,
+            thread_created_at=thread.created_at,
+        )
+        return {
+            "incoming": WorkerIncoming(opened.event.content, context),
+            "send": self._send,
+            "memory": WorkerMemory(self._store, thread.id, turn_seq=opened.event.seq, settle=steps.settle),
+            "analytics": WorkerAnalytics(
+                self._collector,
+                self._clock,
+                message.worker_id,
+                thread=thread,
+                user_id=message.identity.user_id,
+                run_id=lambda: None if steps.turn.run is None else steps.turn.run.id,
+            ),
+            "settings": self._settings(message.worker_id, keep=True),
+            "identity": message.identity,
+        }
