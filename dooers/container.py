@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -31,6 +31,7 @@ from dooers.schema import SettingsSchema
 from dooers.send import WorkerSend
 from dooers.settings import TypedSettings
 from dooers.stores import Store, open_store
+from dooers.stores.sql_postgres import Beside
 from dooers.vault import Vault
 
 __all__ = ["SettingsOf", "SettingsShape", "Turn", "Worker", "close_parts", "open_parts", "override", "turn_values"]
@@ -82,17 +83,23 @@ def _new_id(clock: SystemClock) -> str:
     return clock.new_id()
 
 
+def _announcing(config: WorkerConfig, process_id: Callable[[], str]) -> Beside | None:
+    return open_broker(config).announcing(process_id)
+
+
 class Worker(containers.DeclarativeContainer):
     """What lives as long as the worker. Each is made when it is first asked for."""
 
     config = providers.Dependency(instance_of=WorkerConfig)
     clock = providers.Singleton(SystemClock)
     shape = providers.Singleton(SettingsShape, config.provided.settings_schema)
-    store = providers.Singleton(open_store, config)
+    # Who this process is, among others that run the same worker: another one each time the worker opens.
+    process_id = providers.Singleton(_new_id, clock)
+    announcing = providers.Singleton(_announcing, config, process_id.provider)
+    store = providers.Singleton(open_store, config, announcing)
     vault = providers.Singleton(Vault, config.provided.settings_encryption_key)
     # Made anew each time the worker opens.
     broadcast = providers.Singleton(Broadcast, clock)
-    process_id = providers.Singleton(_new_id, clock)
     broker = providers.Singleton(open_broker, config)
     relay = providers.Singleton(Relay, broadcast, broker, store, process_id)
     collector = providers.Singleton(Collector, config, relay, clock)
@@ -105,7 +112,7 @@ class Worker(containers.DeclarativeContainer):
 
 
 # What outlives the event loop that a worker was opened on. All else is made anew each time it opens.
-LASTING = {"config", "clock", "shape", "store", "vault"}
+LASTING = {"config", "clock", "shape", "announcing", "store", "vault"}
 
 
 async def open_parts(worker: Worker) -> None:

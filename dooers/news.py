@@ -5,18 +5,21 @@ Trusted, for it never leaves the worker's own processes; still, what cannot be r
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
 import cattrs
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from dooers.codec import dumps, loads
 from dooers.models import Change, ContentPart, DocumentPart, ImagePart, Run, TextPart, Thread, ThreadEvent
+from dooers.turn import as_stored, numbered
 
-__all__ = ["Kind", "News", "read", "write"]
+__all__ = ["Kind", "News", "looks", "read", "write", "written"]
 
-# "look": something in this thread changed that was too large to send along, so read it.
+# "look": something in this thread changed that was too large to send along, so read it. Where it has a thread and events, they are
+# without their content, and only there.
 Kind: TypeAlias = Literal["change", "look", "delta", "topic", "cancel"]
 
 
@@ -30,7 +33,7 @@ class News:
     thread: Thread | None = None
     # "change"
     created: bool = False
-    patched: bool = False
+    patch: dict[str, Any] = field(factory=dict, repr=False)
     removes: bool = False
     events: list[ThreadEvent] = Factory(list)
     runs: list[Run] = Factory(list)
@@ -55,7 +58,7 @@ class News:
             sender=sender,
             thread=change.thread,
             created=change.created,
-            patched=bool(change.patch),
+            patch=change.patch,
             removes=change.removes,
             events=list(change.events),
             runs=list(change.runs),
@@ -66,10 +69,14 @@ class News:
         """The Change that this is the news of."""
         if self.thread is None:
             raise ValueError("news of a change without its thread")
+        return self.change_of(self.thread)
+
+    def change_of(self, thread: Thread) -> Change:
+        """The same, of a thread that the news themselves do not bring along."""
         return Change(
-            thread=self.thread,
+            thread=thread,
             created=self.created,
-            patch={"told": True} if self.patched else {},
+            patch=self.patch,
             removes=self.removes,
             events=tuple(self.events),
             runs=tuple(self.runs),
@@ -78,7 +85,7 @@ class News:
 
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(omit_if_default=True)
-    converter.register_structure_hook(datetime, lambda value, _: datetime.fromisoformat(value))
+    converter.register_structure_hook(datetime, lambda value, _: datetime.fromisoformat(value).astimezone(UTC))
     converter.register_unstructure_hook(datetime, lambda value: value)  # orjson writes it
     parts: dict[str, type] = {"text": TextPart, "image": ImagePart, "document": DocumentPart}
     converter.register_structure_hook(ContentPart, lambda value, _: converter.structure(value, parts[value["type"]]))
@@ -91,13 +98,61 @@ _converter = _make_converter()
 
 
 def write(news: News) -> str:
-    """The text of a piece of news."""
+    """The text of a piece of news: one line."""
     return dumps(_converter.unstructure(news))
 
 
-def read(text: str | bytes) -> News:
-    """The news in a text; ValueError where there is none."""
+def written(changes: Sequence[Change], sender: str) -> str:
+    """What is to be told of Changes that are about to be written in one statement, as a line each.
+
+    Before it goes a line that only the database can write: the thread's row as JSON, as it was before them; with `created` in it, as
+    it is after.
+    """
+    return "\n".join(write(evolve(News.of(change, sender), thread=None)) for change in changes)
+
+
+def looks(changes: Sequence[Change], sender: str, limit: int) -> str:
+    """What to say in at most `limit` bytes instead of what was too large: that the thread is to be read, and what goes without."""
+    first = changes[0]
+    if first.removes:  # there will be nothing to read
+        return write(evolve(News.of(first, sender), thread=evolve(first.thread, metadata=None)))
+    text = write(News(kind="look", sender=sender, thread_id=first.thread.id))
+    if any(change.opens or change.patch for change in changes):
+        return text  # what the thread is like, the store knows best
+    told = [evolve(event, content=[], data=None) for change in changes for event in change.events]
+    runs = [run for change in changes for run in change.runs]
+    thread = evolve(first.thread, metadata=None)
+    more = write(News(kind="look", sender=sender, thread_id=thread.id, thread=thread, events=told, runs=runs))
+    return more if len(more.encode()) <= limit else text
+
+
+def read(text: str | bytes) -> list[News]:
+    """The news in a text; ValueError where there are none."""
     try:
-        return _converter.structure(loads(text), News)
+        lines = (text.encode() if isinstance(text, str) else text).split(b"\n")
+        if len(lines) == 1:
+            return [_one(lines[0])]
+        row = loads(lines[0])
+        return _counted(_converter.structure(row, Thread), row.get("created"), [_one(line) for line in lines[1:]])
     except Exception as error:
         raise ValueError(f"cannot be read ({type(error).__name__})") from error
+
+
+def _one(line: bytes) -> News:
+    news = _converter.structure(loads(line), News)
+    if "updated_at" in news.patch:
+        return evolve(news, patch={**news.patch, "updated_at": datetime.fromisoformat(news.patch["updated_at"])})
+    return news
+
+
+def _counted(thread: Thread, created: bool | None, told: list[News]) -> list[News]:
+    """News of Changes as the database wrote them, from its row of the thread: what the sender did not know when it put them into words."""
+    if created is not None:  # the row as it is after its one Change
+        (news,) = told
+        events = numbered(news.change_of(thread), thread.last_seq - len(news.events))
+        return [evolve(news, thread=thread, created=created, events=list(events))]
+    stored = as_stored(thread, [news.change_of(thread) for news in told])
+    return [
+        evolve(news, thread=change.thread, events=list(change.events))
+        for news, change in zip(told, stored, strict=True)
+    ]

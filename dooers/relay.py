@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from attrs import Factory, define, evolve
@@ -16,7 +16,7 @@ from attrs import Factory, define, evolve
 from dooers.broadcast import Broadcast, Member
 from dooers.brokers import Broker
 from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadEvent
-from dooers.news import News, read, write
+from dooers.news import News, looks, read, write
 from dooers.steps import Growing
 from dooers.stores import GAP, Store
 
@@ -26,7 +26,7 @@ log = logging.getLogger("dooers")
 
 # How many threads are caught up with at once, how often one is tried, and how many of its runs are looked at.
 CATCHING, TRIES, RUNS = 8, 5, 20
-# How many messages that others write are kept, and how many runs that are over; what is older is forgotten.
+# How many messages that others write are kept, and how many that are whole, or runs that are over; what is older is forgotten.
 GROWING, OVER = 1_000, 10_000
 
 
@@ -60,10 +60,14 @@ class Relay:
         self._broker = broker
         self._store = store
         self._process_id = process_id
+        # Whether the store tells of Changes itself.
+        self._announced = broker.announcing(lambda: process_id) is not None
         self._listener: Listener | None = None
         self._growing: dict[str, Growing] = {}
         self._catching: dict[str, _Reading] = {}
-        self._over: dict[str, None] = {}  # runs that have ended: a set in the order of arrival
+        self._over: dict[
+            str, None
+        ] = {}  # runs that have ended, and messages that are whole: a set in the order of arrival
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(CATCHING)
 
@@ -91,11 +95,8 @@ class Relay:
             self._broadcast.publish(change)
             return
         self._show(change)
-        news = News.of(change, self._process_id)
-        if not self._say(news):
-            # What is small goes all the same: that a thread is new or gone, and what became of a run.
-            self._say(evolve(news, events=[]))
-            self._say(News(kind="look", sender=self._process_id, thread_id=change.thread.id))
+        if not self._announced and not self._say(News.of(change, self._process_id)):
+            self._broker.tell(looks([change], self._process_id, self._broker.limit or 0))
 
     def tell_delta(self, thread: Thread, event: ThreadEvent, at: int, text: str) -> None:
         """A piece of a message that is being written, which stands at `at` of it."""
@@ -148,7 +149,7 @@ class Relay:
             half = len(news.text) // 2
             first = self._say(evolve(news, text=news.text[:half]))
             return first and self._say(evolve(news, text=news.text[half:], at=news.at + half))
-        if news.kind != "change":
+        if news.kind != "change":  # for a Change that cannot be told there is something to say
             log.warning("news of %r are too large for the broker and stay here", news.topic or news.kind)
         return False
 
@@ -156,9 +157,9 @@ class Relay:
 
     def _heard(self, text: str) -> None:
         try:
-            news = read(text)
-            if news.sender != self._process_id:
-                _HEARD[news.kind](self, news)
+            for news in read(text):
+                if news.sender != self._process_id:
+                    _HEARD[news.kind](self, news)
         except Exception:
             log.exception("what another process said was not understood")
 
@@ -170,13 +171,20 @@ class Relay:
         self._show(change)
 
     def _heard_look(self, news: News) -> None:
-        if news.thread_id is not None:
-            self._catch_up(news.thread_id, whole=True)
+        if news.thread_id is None:
+            raise ValueError("news of something to look at without its thread")
+        if news.thread is not None:
+            assert self._listener is not None
+            self._listener.heard_change(news.change)
+        if news.thread is None or self._broadcast.is_watched(news.thread_id):
+            self._catch_up(news.thread_id, whole=news.thread is None)
 
     def _heard_delta(self, news: News) -> None:
         thread, event = news.thread, news.event
         if thread is None or event is None:
             raise ValueError("news of a piece without its thread and message")
+        if event.id in self._over:
+            return  # it is whole already: what the store says may overtake what is told otherwise
         growing = self._growing.get(event.id)
         if growing is None and news.at == 0:
             # Also where nobody watches: whoever comes while it is written gets what there is of it.
@@ -204,6 +212,7 @@ class Relay:
 
     def _end_growing(self, change: Change) -> None:
         done = {event.id for event in change.events}
+        self._note_over(done)
         over = {run.id for run in change.runs if run.status != "running"}
         for event_id, growing in list(self._growing.items()):
             event = growing.event
@@ -230,10 +239,13 @@ class Relay:
     def _without_ended(self, change: Change) -> Change:
         """The change without runs whose end was shown: one that has ended stays so, whatever comes late."""
         runs = tuple(run for run in change.runs if run.id not in self._over)
-        self._over.update((run.id, None) for run in runs if run.status != "running")
+        self._note_over(run.id for run in runs if run.status != "running")
+        return change if len(runs) == len(change.runs) else evolve(change, runs=runs)
+
+    def _note_over(self, ids: Iterable[str]) -> None:
+        self._over.update(dict.fromkeys(ids))
         while len(self._over) > OVER:
             del self._over[next(iter(self._over))]
-        return change if len(runs) == len(change.runs) else evolve(change, runs=runs)
 
     def _missed(self) -> None:
         """The broker was away. Whatever was told meanwhile is in the store, except for pieces of messages."""

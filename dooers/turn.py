@@ -7,14 +7,14 @@ however the handler ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, Literal, Protocol, TypeAlias
 
 from attrs import evolve, frozen
 
-from dooers.codec import dumps
+from dooers.codec import dumps, loads
 from dooers.exceptions import InvalidValueError, quoted
 from dooers.models import (
     Change,
@@ -37,9 +37,11 @@ __all__ = [
     "Outcome",
     "Turn",
     "as_event",
+    "as_stored",
     "closing",
     "grown",
     "mourning",
+    "numbered",
     "opening",
     "repeat_key",
     "sprout",
@@ -165,6 +167,37 @@ def _notice(thread: Thread, run: Run, text: str, turn_seq: int, clock: Clock) ->
         notice=True,
         turn_seq=turn_seq,
     )
+
+
+# ---------------------------------------------------------------- once it is stored
+
+
+def as_stored(thread: Thread, changes: Sequence[Change]) -> list[Change]:
+    """Changes of one thread with the thread as each left it and their events numbered, counted on from the row that they found."""
+    stored = []
+    for change in changes:
+        events = numbered(change, thread.last_seq)
+        if events:
+            at = events[-1].created_at
+            thread = evolve(thread, last_seq=events[-1].seq, last_event_at=at, updated_at=at)
+        if change.patch:
+            thread = evolve(thread, **_as_read(change.patch))
+        stored.append(evolve(change, thread=thread, events=events))
+    return stored
+
+
+def numbered(change: Change, last_seq: int) -> tuple[ThreadEvent, ...]:
+    """The events of a Change with the numbers after this one."""
+    return tuple(
+        evolve(event, seq=seq, turn_seq=event.turn_seq or seq) for seq, event in enumerate(change.events, last_seq + 1)
+    )
+
+
+def _as_read(patch: dict[str, Any]) -> dict[str, Any]:
+    """A patch as it would come back from a database: a copy, in plain JSON."""
+    if patch.get("metadata") is None:
+        return patch
+    return {**patch, "metadata": loads(dumps(patch["metadata"]))}
 
 
 # ---------------------------------------------------------------- a message that is streamed

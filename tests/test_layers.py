@@ -29,7 +29,7 @@ ONLY_IN = {
     "dependency_injector": {"container", "inject"},
     "databases": {"stores"},
     "aiosqlite": {"stores"},
-    "asyncpg": {"stores"},
+    "asyncpg": {"brokers", "stores"},
     "sqlalchemy": {"stores"},
     "alembic": {"stores"},
     "azure": {"stores"},

@@ -34,7 +34,7 @@ class Broker(Protocol):
         """The most bytes that one text may have; None for any."""
         ...
 
-    def announcing(self, process_id: str) -> Beside | None:
+    def announcing(self, process_id: Callable[[], str]) -> Beside | None:
         """Where the store can tell of a Change in the very transaction that writes it: what is to be added to its statement.
 
         None where it cannot: then each Change is told once it is stored.
@@ -69,6 +69,8 @@ class Broker(Protocol):
 # Which class serves which URL scheme, imported when it is asked for.
 BROKERS: dict[str, tuple[str, str]] = {
     "memory": ("dooers.brokers.memory", "MemoryBroker"),
+    "postgres": ("dooers.brokers.postgres", "PostgresBroker"),
+    "postgresql": ("dooers.brokers.postgres", "PostgresBroker"),
 }
 
 

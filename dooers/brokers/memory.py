@@ -32,7 +32,7 @@ class MemoryBroker:
         self._missed: Callable[[], None] | None = None
         self._held: set[str] = set()
 
-    def announcing(self, process_id: str) -> None:
+    def announcing(self, process_id: Callable[[], str]) -> None:
         return None
 
     async def open(self, heard: Callable[[str], None], missed: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
 """The broker that comes with PostgreSQL: LISTEN and NOTIFY, and advisory locks, on one connection of its own.
 
-What is told of a Change is said by the store, in the transaction that stores it (`by_store`), so no crash can come between the two.
-The connection must be to the server itself: behind a pooler that shares connections nobody hears anything. `broker_url` names the
+What is told of a Change is said by the store, in the transaction that stores it (`announcing`), so no crash can come between the two.
+The connection must lead to the server itself: behind a pooler that shares connections nobody hears anything. `broker_url` names the
 server where the database's own address is such a pooler.
 """
 
@@ -10,57 +10,94 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import asyncpg
 
 from dooers.brokers.keylocks import KeyLocks
 from dooers.config import WorkerConfig
-from dooers.exceptions import StoreError
+from dooers.exceptions import ConfigError, DooersError, StoreError
+from dooers.models import Change
+from dooers.news import looks, written
 from dooers.stores.postgres_connection import address
+from dooers.stores.sql import Statement
+from dooers.stores.sql_postgres import Beside
 
-__all__ = ["PostgresBroker", "channel_of"]
+__all__ = ["PostgresBroker"]
 
 log = logging.getLogger("dooers")
 
 # A payload has less than 8,000 bytes, the last of them a zero.
 LIMIT = 7900
-# Texts that wait for the connection to come back, at most: pieces of messages are the most of it, and worth little by then.
+# Texts that wait for the connection, at most; pieces of messages are the most of it, and worth little when it is back.
 WAITING = 10_000
-# Seconds between two looks whether a key is free, at first and at last; whoever frees one that is wanted says so.
+# Texts that are told in one statement, at most.
+BATCH = 100
+# Seconds between two looks whether a key is free, at first and at most. Whoever frees one that is wanted says so.
 LOOK, LOOK_AT_MOST = 0.05, 1.0
+# Seconds without a word after which the connection is asked whether it is still there, and that it has for an answer.
+QUIET = 5.0
+# Seconds between two attempts to come back, at first and at most.
+AGAIN, AGAIN_AT_MOST = 0.05, 1.0
+
+# The row of the thread is put into words by the server: only there it is known as it is.
+_ANNOUNCE = (
+    "(SELECT pg_notify(CAST(:news_channel AS TEXT), CASE WHEN octet_length(said) <= CAST(:news_limit AS INT) THEN said "
+    "ELSE CAST(:news_look AS TEXT) END) FROM (SELECT row_to_json(thread)::text || E'\\n' || CAST(:news AS TEXT) AS said) AS n)"
+)
+# Which server and which database this is, whatever way leads there.
+_WHERE = (
+    "SELECT pg_postmaster_start_time()::text || ' ' || (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+_GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
-def channel_of(config: WorkerConfig) -> str:
-    """The channel of all processes that share these tables."""
-    return f"dooers_{config.database_table_prefix}"
+def _announce(channel: str, process_id: Callable[[], str], changes: Sequence[Change]) -> Statement:
+    return _ANNOUNCE, {
+        "news_channel": channel,
+        "news_limit": LIMIT,
+        "news": written(changes, process_id()),
+        "news_look": looks(changes, process_id(), LIMIT),
+    }
 
 
 class PostgresBroker:
     """An ordinary broker, over a PostgreSQL server."""
 
     alone = False
-    by_store = True
     limit: int | None = LIMIT
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
-        self._channel = channel_of(config)
-        self._wants = f"{self._channel}_wants"
+        prefix = config.database_table_prefix
+        # All processes that share these tables. A name that the server would find too long is told apart by its hash.
+        self._channel = f"dooers_{prefix if len(prefix) < 40 else sha256(prefix.encode()).hexdigest()[:32]}"
+        self._keys_channel = f"{self._channel}_keys"
         self._connection: Any = None
         self._talk = asyncio.Lock()
         self._waiting: deque[str] = deque(maxlen=WAITING)
         self._something = asyncio.Event()
+        self._said = asyncio.Event()
+        self._here = asyncio.Event()
         self._lost = asyncio.Event()
         self._freed: dict[str, asyncio.Event] = {}
         self._held: set[str] = set()
         self._wanted: set[str] = set()
         self._locks = KeyLocks()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._lasting: set[asyncio.Task[None]] = set()
+        self._freeing: set[asyncio.Task[None]] = set()
         self._heard: Callable[[str], None] = lambda text: None
         self._missed: Callable[[], None] = lambda: None
+
+    def announcing(self, process_id: Callable[[], str]) -> Beside | None:
+        if self._config.database_type != "postgres":
+            return None
+        return partial(_announce, self._channel, process_id)
 
     # ------------------------------------------------------------ the connection
 
@@ -68,69 +105,142 @@ class PostgresBroker:
         self._heard, self._missed = heard, missed
         try:
             self._connection = await self._connect()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            if self._config.broker_url and self._config.database_type == "postgres":
+                await self._check_place(self._connection)
+        except DooersError:
+            raise
+        except (ValueError, asyncpg.ClientConfigurationError):  # with the URL in it
+            raise ConfigError(
+                "WorkerConfig.broker_url: expected postgresql://user:password@host:5432/database"
+            ) from None
+        except _GONE as error:
             raise StoreError(f"the broker cannot reach PostgreSQL ({type(error).__name__})") from error
-        for work in (self._speak, self._stay):
-            self._spawn(work())
+        self._here.set()
+        for work in (self._speak, self._stay, self._watch):
+            _spawn(self._lasting, work())
 
     async def close(self) -> None:
+        if self._connection is None:
+            return
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._config.database_timeout):
-                while self._waiting and self._connection is not None and not self._lost.is_set():
-                    await asyncio.sleep(0.005)
-                if any("free" in task.get_name() for task in self._tasks):
-                    await asyncio.wait([task for task in self._tasks if "free" in task.get_name()])
-        for task in self._tasks:
+            async with asyncio.timeout(min(self._config.database_timeout, 5.0)):
+                while self._waiting and self._here.is_set():
+                    self._said.clear()
+                    await self._said.wait()
+                if self._freeing:
+                    await asyncio.wait(self._freeing)
+        tasks = self._lasting | self._freeing
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await asyncio.wait(tasks)
+        self._here.clear()
+        self._held.clear()
         connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(Exception):  # it ends either way
-                await connection.close(timeout=1)
+        with suppress(Exception):  # it ends either way, and with it the locks
+            await connection.close(timeout=1)
 
     async def _connect(self) -> Any:
-        config, url = self._config, self._config.broker_url
-        where = address(config)
+        """A connection that listens, and was seen to hear."""
+        timeout, url = self._config.database_timeout, self._config.broker_url
+        where = address(self._config)
+        if url:
+            where = {"dsn": url} | ({"ssl": where["ssl"]} if self._config.database_ssl else {})
         connection = await asyncpg.connect(
-            **({"dsn": url, **({"ssl": where["ssl"]} if config.database_ssl else {})} if url else where),
-            timeout=config.database_timeout,
-            command_timeout=config.database_timeout,
+            **where,
+            timeout=timeout,
+            command_timeout=timeout,
+            statement_cache_size=self._config.database_statement_cache,
             server_settings={"application_name": "dooers broker"},
         )
-        connection.add_termination_listener(lambda _: self._lost.set())
-        await connection.add_listener(self._channel, self._on_news)
-        await connection.add_listener(self._wants, self._on_wants)
+        try:
+            await connection.add_listener(self._channel, self._on_news)
+            await connection.add_listener(self._keys_channel, self._on_key)
+            await self._check_hearing(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._lost.clear()
+        connection.add_termination_listener(self._on_lost)
         return connection
+
+    async def _check_hearing(self, connection: Any) -> None:
+        heard, probe = asyncio.Event(), f"{self._channel}_probe"
+
+        def hear(*_: Any) -> None:
+            heard.set()
+
+        await connection.add_listener(probe, hear)
+        await connection.execute(f'NOTIFY "{probe}"')
+        try:
+            async with asyncio.timeout(min(self._config.database_timeout, 5.0)):
+                await heard.wait()
+            await connection.remove_listener(probe, hear)
+        except TimeoutError:
+            raise StoreError(
+                "the broker does not hear what it says itself, as behind pgbouncer: let WorkerConfig.broker_url lead "
+                "to the PostgreSQL server directly"
+            ) from None
+
+    async def _check_place(self, connection: Any) -> None:
+        """NOTIFY does not leave its database."""
+        timeout = self._config.database_timeout
+        store = await asyncpg.connect(
+            **address(self._config), timeout=timeout, command_timeout=timeout, statement_cache_size=0
+        )
+        try:
+            same = await store.fetchval(_WHERE) == await connection.fetchval(_WHERE)
+        finally:
+            store.terminate()
+        if not same:
+            connection.terminate()
+            raise ConfigError(
+                "WorkerConfig.broker_url: expected the very database that database_host and database_name lead to"
+            )
+
+    def _on_lost(self, connection: Any) -> None:
+        if connection is self._connection:
+            self._here.clear()
+            self._lost.set()
 
     async def _stay(self) -> None:
         """Come back whenever the connection is lost, and say that something may have been missed."""
         while True:
             await self._lost.wait()
             log.warning("the broker has lost its connection to PostgreSQL")
-            pause = 0.05
-            while True:
-                try:
-                    self._connection = await self._connect()
-                    break
-                except Exception as error:
-                    log.info("the broker is not back yet: %r", error)
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, 2.0)
-            self._lost.clear()
+            await self._come_back()
+            log.info("the broker is back")
+            self._here.set()
             self._something.set()
             await self._take_back()
             self._missed()
 
-    def _spawn(self, work: Any, name: str = "dooers-broker") -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _come_back(self) -> None:
+        pause = AGAIN
+        while True:
+            try:
+                self._connection = await self._connect()
+                return
+            except Exception as error:
+                log.info("the broker is not back yet: %r", error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, AGAIN_AT_MOST)
+
+    async def _watch(self) -> None:
+        """A connection whose other end is gone without a word is found out, as it is never left quiet for long."""
+        while True:
+            await asyncio.sleep(QUIET)
+            try:
+                async with asyncio.timeout(QUIET):
+                    await self._run("SELECT 1")
+            except StoreError:
+                pass  # it is lost already
+            except (*_GONE, TimeoutError):
+                self._connection.terminate()
 
     async def _run(self, query: str, *values: Any) -> Any:
         async with self._talk:
-            if self._connection is None or self._lost.is_set():
-                raise StoreError("the broker's connection to PostgreSQL is lost")
+            if not self._here.is_set():
+                raise StoreError("the broker has no connection to PostgreSQL")
             return await self._connection.fetchval(query, *values)
 
     # ------------------------------------------------------------ speaking and hearing
@@ -143,27 +253,27 @@ class PostgresBroker:
         while True:
             await self._something.wait()
             self._something.clear()
-            while self._waiting and not self._lost.is_set():
-                texts = [self._waiting.popleft() for _ in range(min(len(self._waiting), 100))]
-                try:
-                    await self._run(
-                        "SELECT count(pg_notify($1, said)) FROM unnest($2::text[]) AS said", self._channel, texts
-                    )
-                except Exception as error:
-                    log.info("what the broker had to say waits: %r", error)
-                    self._waiting.extendleft(reversed(texts))
-                    await asyncio.sleep(LOOK)
+            while self._waiting and self._here.is_set():
+                await self._say([self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))])
+            self._said.set()
+
+    async def _say(self, texts: list[str]) -> None:
+        # Notifications of one transaction come in its order. Equal ones would come once, but no text is said twice.
+        query = "SELECT count(pg_notify($1, said)) FROM unnest($2::text[]) AS said"
+        try:
+            await self._run(query, self._channel, texts)
+        except (asyncpg.DataError, asyncpg.InvalidParameterValueError) as error:
+            log.error("the broker could not say something: %r", error)
+        except (StoreError, *_GONE) as error:
+            # If it was heard after all, it will be heard twice: pieces know their place, the rest says how things are.
+            log.info("what the broker had to say waits: %r", error)
+            self._waiting.extendleft(reversed(texts[-(WAITING - len(self._waiting)) :]))
+            if self._here.is_set():
+                await asyncio.sleep(LOOK)
 
     def _on_news(self, connection: Any, pid: int, channel: str, payload: str) -> None:
-        self._heard(payload)
-
-    def _on_wants(self, connection: Any, pid: int, channel: str, payload: str) -> None:
-        word, _, key = payload.partition(" ")
-        if word == "free":
-            if (event := self._freed.get(key)) is not None:
-                event.set()
-        elif key in self._held:
-            self._wanted.add(key)
+        if pid != connection.get_server_pid():
+            self._heard(payload)
 
     # ------------------------------------------------------------ locks
 
@@ -178,56 +288,91 @@ class PostgresBroker:
 
     async def _take(self, key: str) -> None:
         """Not by waiting in the server: that would keep the one connection from everything else."""
-        freed = self._freed.setdefault(key, asyncio.Event())
-        pause = LOOK
+        freed, pause, ask = self._freed.setdefault(key, asyncio.Event()), LOOK, True
         try:
             while not await self._try(key):
-                if pause == LOOK:
-                    await self._run("SELECT pg_notify($1, $2)", self._wants, f"want {key}")
+                if ask:
+                    await self._reach("SELECT pg_notify($1, $2)", self._keys_channel, f"want {key}")
                 freed.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await freed.wait()
-                pause = min(2 * pause, LOOK_AT_MOST)
+                ask, pause = freed.is_set(), min(2 * pause, LOOK_AT_MOST)  # who has it next is to know of us, too
         finally:
-            self._freed.pop(key, None)
+            del self._freed[key]
+
+    async def _reach(self, query: str, *values: Any) -> Any:
+        """Run a query once there is a connection; StoreError where there is none for too long."""
+        until = asyncio.get_running_loop().time() + self._config.database_timeout
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
+                    if self._connection is not None:  # it is open
+                        await self._here.wait()
+                    return await self._run(query, *values)
+            except (TimeoutError, *_GONE) as error:
+                if asyncio.get_running_loop().time() >= until:
+                    raise StoreError(f"the broker does not reach PostgreSQL ({type(error).__name__})") from error
+                await asyncio.sleep(LOOK)
 
     async def _try(self, key: str) -> bool:
-        taking = asyncio.ensure_future(
-            self._run("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", self._name(key))
-        )
+        query = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
+        taking = asyncio.ensure_future(self._reach(query, self._name(key)))
         try:
             return bool(await asyncio.shield(taking))
         except asyncio.CancelledError:
             # Whoever was cancelled just as it was given the key gives it back.
-            taking.add_done_callback(lambda done: self._give_back(key, done))
+            taking.add_done_callback(partial(self._give_back, key))
             raise
 
     def _give_back(self, key: str, taking: asyncio.Future[Any]) -> None:
         if not taking.cancelled() and taking.exception() is None and taking.result():
-            self._spawn(self._free(key, wanted=True), "dooers-broker-free")
+            _spawn(self._freeing, self._free(key, wanted=True))
 
     def unlock(self, key: str) -> None:
-        self._held.discard(key)
-        wanted = key in self._wanted
-        self._wanted.discard(key)
-        self._spawn(self._free(key, wanted=wanted), "dooers-broker-free")
-        self._locks.release(key)
+        if key in self._held:
+            self._held.discard(key)
+            wanted = key in self._wanted
+            self._wanted.discard(key)
+            _spawn(self._freeing, self._pass_on(key, wanted=wanted))
+
+    async def _pass_on(self, key: str, *, wanted: bool) -> None:
+        """Free a key for other processes, then for waiters in this one: those who asked from outside get their chance first."""
+        try:
+            await self._free(key, wanted=wanted)
+            if wanted:
+                await asyncio.sleep(LOOK)
+        finally:
+            self._locks.release(key)
 
     async def _free(self, key: str, *, wanted: bool) -> None:
-        with suppress(
-            StoreError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError
-        ):  # lost: the server has freed it
+        with suppress(StoreError, *_GONE):  # with a connection that is lost, all its locks are
             await self._run("SELECT pg_advisory_unlock(hashtextextended($1, 0))", self._name(key))
             if wanted:
-                await self._run("SELECT pg_notify($1, $2)", self._wants, f"free {key}")
+                await self._run("SELECT pg_notify($1, $2)", self._keys_channel, f"free {key}")
+
+    def _on_key(self, connection: Any, pid: int, channel: str, payload: str) -> None:
+        word, _, key = payload.partition(" ")
+        if word == "free" and key in self._freed:
+            self._freed[key].set()
+        elif word == "want" and key in self._held:
+            self._wanted.add(key)
 
     async def _take_back(self) -> None:
         """The server let go of our keys as the connection ended. Take them again, before somebody else does."""
         for key in list(self._held):
             with suppress(Exception):
                 if not await self._try(key):
-                    log.warning("thread %s is being answered by two processes: the broker was away", key)
+                    if key in self._held:
+                        log.warning("thread %s is being answered by two processes: the broker was away", key)
+                elif key not in self._held:  # let go of while it was asked for
+                    await self._free(key, wanted=True)
 
     def _name(self, key: str) -> str:
         return f"{self._channel} {key}"
+
+
+def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work, name="dooers-broker")
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)

@@ -191,8 +191,11 @@ STORES: dict[str, tuple[str, str]] = {
 }
 
 
-def open_store(config: WorkerConfig) -> Store:
-    """The store a config asks for, not yet opened. ConfigError for one this version does not have."""
+def open_store(config: WorkerConfig, beside: Any = None) -> Store:
+    """The store a config asks for, not yet opened. ConfigError for one this version does not have.
+
+    `beside` is for a database that tells other processes of a Change as it is written; see `sql_postgres.Beside`.
+    """
     where = STORES.get(config.database_type)
     if where is None:
         raise ConfigError(
@@ -200,5 +203,5 @@ def open_store(config: WorkerConfig) -> Store:
             f"available: {', '.join(STORES)}"
         )
     module, name = where
-    make: Callable[[WorkerConfig], Store] = getattr(import_module(module), name)
-    return make(config)
+    make: Callable[..., Store] = getattr(import_module(module), name)
+    return make(config) if beside is None else make(config, beside=beside)

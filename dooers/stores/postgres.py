@@ -14,7 +14,7 @@ from typing import Any
 import asyncpg
 from attrs import evolve
 
-from dooers.codec import dumps, loads
+from dooers.codec import loads
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, NotFoundError, StoreError
 from dooers.models import (
@@ -35,6 +35,7 @@ from dooers.stores.postgres_writers import Outcome, Writers
 from dooers.stores.rows import Row, event_of, run_of, thread_of
 from dooers.stores.sql import Statement
 from dooers.stores.sql_postgres import Beside, PostgresStatements, creates, mergeable
+from dooers.turn import as_stored, numbered
 
 __all__ = ["PostgresStore"]
 
@@ -143,9 +144,9 @@ class PostgresStore:
             return [evolve(first, thread=thread)]
         if creates(first):
             created = created or (unsure and thread.created_at == first.thread.created_at)
-            events = _numbered(first, thread.last_seq - len(first.events))
+            events = numbered(first, thread.last_seq - len(first.events))
             return [evolve(first, thread=thread, events=events, created=created)]
-        return _as_stored(thread, changes)
+        return as_stored(thread, changes)
 
     async def _refused(self, line: Line, change: Change, unsure: bool) -> Change:
         """The Change where its statement found no thread to write to: a repeat, a thread that is gone already, or an error."""
@@ -271,30 +272,3 @@ class _Reader:
     async def seq_of(self, thread_id: str, event_id: str) -> int | None:
         rows = await self._line.fetch(self._sql.seq_of(thread_id, event_id))
         return int(rows[0]["seq"]) if rows else None
-
-
-def _numbered(change: Change, last_seq: int) -> tuple[ThreadEvent, ...]:
-    return tuple(
-        evolve(event, seq=seq, turn_seq=event.turn_seq or seq) for seq, event in enumerate(change.events, last_seq + 1)
-    )
-
-
-def _as_stored(thread: Thread, changes: list[Change]) -> list[Change]:
-    """Each Change with the thread as it left it, counted on from the row that the first of them found."""
-    stored = []
-    for change in changes:
-        events = _numbered(change, thread.last_seq) if change.events else ()
-        if events:
-            at = events[-1].created_at
-            thread = evolve(thread, last_seq=events[-1].seq, last_event_at=at, updated_at=at)
-        if change.patch:
-            thread = evolve(thread, **_as_read(change.patch))
-        stored.append(evolve(change, thread=thread, events=events))
-    return stored
-
-
-def _as_read(patch: dict[str, Any]) -> dict[str, Any]:
-    """A patch as it would come back from the database: a copy, in plain JSON."""
-    if patch.get("metadata") is None:
-        return patch
-    return {**patch, "metadata": loads(dumps(patch["metadata"]))}

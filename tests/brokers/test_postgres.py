@@ -1,0 +1,363 @@
+"""The broker over PostgreSQL: the contract of all brokers on a real server, and what the server says of Changes by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from attrs import evolve
+from samples import T0, THREAD
+from services.postgres import Address, OwnPostgres, Proxy, own_postgres
+
+from brokers.contract import WITHIN, BrokerContract, Process
+from dooers import WorkerConfig
+from dooers.brokers import Broker, open_broker
+from dooers.brokers.postgres import LIMIT, PostgresBroker
+from dooers.exceptions import ConfigError, NotFoundError, StoreError
+from dooers.models import Change, Run, Scope, TextPart, Thread, ThreadEvent
+from dooers.news import News, read
+from dooers.stores.postgres import PostgresStore
+
+
+class TestPostgresBroker(BrokerContract):
+    @pytest.fixture
+    async def processes(self, postgres_config: WorkerConfig) -> AsyncIterator[list[Process]]:
+        processes = [await Process(PostgresBroker(postgres_config)).open() for _ in range(3)]
+        yield processes
+        for process in processes:
+            await process.broker.close()
+
+    async def interrupt(self, broker: Broker) -> None:
+        assert isinstance(broker, PostgresBroker)
+        broker._connection.terminate()
+
+
+@asynccontextmanager
+async def opened(*configs: WorkerConfig) -> AsyncIterator[list[Process]]:
+    async with AsyncExitStack() as stack:
+        processes = []
+        for config in configs:
+            processes.append(await Process(PostgresBroker(config)).open())
+            stack.push_async_callback(processes[-1].broker.close)
+        yield processes
+
+
+# ---------------------------------------------------------------- where it leads
+
+
+async def test_it_comes_with_the_database(postgres_config: WorkerConfig) -> None:
+    assert isinstance(open_broker(postgres_config), PostgresBroker)
+
+
+async def test_processes_of_other_tables_are_not_heard(postgres_config: WorkerConfig) -> None:
+    others = evolve(postgres_config, database_table_prefix="other_")
+    long = [evolve(postgres_config, database_table_prefix=f"{'p' * 39}{end}") for end in "ab"]
+    async with opened(postgres_config, others, *long, postgres_config) as (one, two, three, four, five):
+        one.broker.tell("to my own")
+        three.broker.tell("to another")
+        await five.hears("to my own")
+        assert two.heard == four.heard == []
+        await one.broker.lock("k")
+        async with asyncio.timeout(WITHIN):
+            await two.broker.lock("k")
+
+
+async def test_a_url_leads_to_the_server_directly(postgres: Address, postgres_config: WorkerConfig) -> None:
+    async with Proxy(postgres).open() as way:
+        url = f"postgresql://{way.user}@{way.host}:{way.port}/{postgres_config.database_name}?sslmode=disable"
+        async with opened(evolve(postgres_config, broker_url=url), postgres_config) as (one, two):
+            one.broker.tell("hello")
+            await two.hears("hello")
+
+
+async def test_a_url_to_another_database_is_refused(postgres: Address, postgres_config: WorkerConfig) -> None:
+    url = f"postgresql://{postgres.user}@/postgres?host={postgres.host}&port={postgres.port}"
+    with pytest.raises(ConfigError, match="very database"):
+        await Process(PostgresBroker(evolve(postgres_config, broker_url=url))).open()
+
+
+async def test_a_store_elsewhere_may_use_it_and_tells_by_it(postgres: Address, postgres_config: WorkerConfig) -> None:
+    url = f"postgresql://{postgres.user}@/postgres?host={postgres.host}&port={postgres.port}"
+    config = WorkerConfig(database_type="memory", broker_url=url)
+    assert PostgresBroker(config).announcing(str) is None
+    async with opened(config, config) as (one, two):
+        one.broker.tell("hello")
+        await two.hears("hello")
+
+
+@pytest.mark.parametrize(
+    ("url", "wrong"),
+    [
+        ("postgresql://u:secret@127.0.0.1:1/d", StoreError),
+        ("postgresql://u:secret@127.0.0.1:port/d", ConfigError),
+        ("postgresql://u:secret@127.0.0.1:5432/d?sslmode=perhaps", ConfigError),
+    ],
+)
+async def test_a_url_that_leads_nowhere_is_an_error_without_its_password(
+    postgres_config: WorkerConfig, url: str, wrong: type[Exception]
+) -> None:
+    broker = PostgresBroker(evolve(postgres_config, broker_url=url))
+    with pytest.raises(wrong) as raised:
+        await Process(broker).open()
+    assert "secret" not in f"{raised.value!r}"
+    await broker.close()
+
+
+async def test_behind_a_pooler_it_says_that_it_hears_nothing(
+    postgres_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a pooler does to LISTEN: it is done, on a connection that the next statement does not get.
+    async def listen(self: Any, channel: str, callback: Any) -> None:
+        await self.execute("SELECT 1")
+
+    monkeypatch.setattr("asyncpg.Connection.add_listener", listen)
+    with pytest.raises(StoreError, match="broker_url"):
+        await Process(PostgresBroker(evolve(postgres_config, database_timeout=0.3))).open()
+
+
+# ---------------------------------------------------------------- a connection that is lost
+
+
+async def test_a_connection_that_somebody_ends_comes_back(postgres: Address, postgres_config: WorkerConfig) -> None:
+    async with opened(postgres_config, postgres_config) as (one, two):
+        await two.broker.lock("k")
+        async with postgres.session(postgres_config.database_name) as admin:
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'dooers broker' AND datname = current_database()"
+            )
+        one.broker.tell("said while nobody can be reached")
+        await two.until(lambda: two.missed > 0)
+        await one.until(lambda: one.missed > 0)
+        one.broker.tell("after")
+        await two.until(lambda: two.heard[-1:] == ["after"])
+        waiting = asyncio.create_task(one.broker.lock("k"))
+        done, _ = await asyncio.wait([waiting], timeout=0.1)
+        assert not done, "what it held before, it holds again"
+        two.broker.unlock("k")
+        await asyncio.wait_for(waiting, WITHIN)
+
+
+async def test_a_connection_that_is_dead_without_a_word_is_found_out(
+    postgres: Address, postgres_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dooers.brokers.postgres.QUIET", 0.1)
+    proxy = Proxy(postgres)
+    async with proxy.open() as way:
+        config = evolve(postgres_config, database_host=way.host, database_port=way.port)
+        async with opened(config, postgres_config) as (one, two):
+            proxy.after = 0
+            await one.until(lambda: one.missed > 0)
+            two.broker.tell("hello")
+            await one.hears("hello")
+
+
+async def test_a_key_waits_for_a_server_that_restarts_and_is_refused_when_it_takes_too_long() -> None:
+    with own_postgres() as server:
+        assert isinstance(server, OwnPostgres)
+        async with server.address.database() as name:
+            config = server.address.config(name, database_timeout=20.0)
+            async with opened(config, evolve(config, database_timeout=0.5)) as (patient, hasty):
+                server.stop()
+                waiting = asyncio.create_task(patient.broker.lock("k"))
+                with pytest.raises(StoreError):
+                    await hasty.broker.lock("k")
+                server.start()
+                await asyncio.wait_for(waiting, WITHIN)
+                await patient.until(lambda: patient.missed > 0)
+                await hasty.until(lambda: hasty.missed > 0)
+                patient.broker.tell("hello")
+                await hasty.until(lambda: hasty.heard == ["hello"])
+
+
+async def test_whoever_asks_from_outside_gets_a_key_before_it_is_taken_again(postgres_config: WorkerConfig) -> None:
+    async with opened(postgres_config, postgres_config) as (one, two):
+        order = list[str]()
+
+        async def work(name: str, process: Process) -> None:
+            await process.broker.lock("k")
+            order.append(name)
+            await asyncio.sleep(0.01)
+            process.broker.unlock("k")
+
+        await one.broker.lock("k")
+        tasks = [asyncio.create_task(work("two", two))]
+        await asyncio.sleep(0.1)
+        tasks += [asyncio.create_task(work("one", one)) for _ in range(3)]
+        one.broker.unlock("k")
+        async with asyncio.timeout(WITHIN):
+            await asyncio.gather(*tasks)
+        assert order[0] == "two"
+
+
+# ---------------------------------------------------------------- what the store says
+
+
+def later(seconds: float) -> datetime:
+    return T0 + timedelta(seconds=seconds)
+
+
+def a_thread(thread_id: str = "t", **more: Any) -> Thread:
+    return evolve(THREAD, id=thread_id, last_seq=0, **more)
+
+
+def an_event(event_id: str, **more: Any) -> ThreadEvent:
+    fields: dict[str, Any] = {"thread_id": "t", "type": "message", "actor": "user", "created_at": T0}
+    return ThreadEvent(**{**fields, "id": event_id, "content": [TextPart("hi")], **more})
+
+
+def a_run(run_id: str = "r") -> Run:
+    return Run(id=run_id, thread_id="t", started_at=T0, process_id="writer")
+
+
+def opening(thread: Thread, event: ThreadEvent, **more: Any) -> Change:
+    return Change(thread=thread, opens=True, events=(event,), **more)
+
+
+@pytest.fixture
+async def other(postgres_config: WorkerConfig) -> AsyncIterator[Process]:
+    async with opened(postgres_config) as (process,):
+        yield process
+
+
+@pytest.fixture
+async def store(postgres_config: WorkerConfig) -> AsyncIterator[PostgresStore]:
+    beside = PostgresBroker(postgres_config).announcing(lambda: "writer")
+    store = PostgresStore(postgres_config, beside=beside)
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def news(process: Process, count: int) -> list[News]:
+    """What a process heard, once it is so much."""
+    await process.until(lambda: sum(len(read(text)) for text in process.heard) >= count)
+    heard = [one for text in process.heard for one in read(text)]
+    process.heard.clear()
+    assert {one.sender for one in heard} == {"writer"}
+    return heard
+
+
+def as_told(change: Change) -> Any:
+    """What other processes have to know of a stored Change."""
+    return change.thread, change.created, bool(change.patch), change.events, change.runs, change.removes
+
+
+async def test_what_others_hear_of_a_change_is_what_was_stored(store: PostgresStore, other: Process) -> None:
+    thread = a_thread(title="🎈 \"'\\ \n\u2028", metadata={"a": {"b": [1, None, 1.5]}})
+    stored = [await store.apply(opening(thread, an_event("e1")))]
+    stored.append(await store.apply(opening(thread, an_event("e2"))))  # of a thread that is there
+    run = a_run()
+    stored.append(await store.apply(Change(thread=thread, runs=(run,))))
+    stored.append(await store.apply(Change(thread=thread, events=(an_event("e3"), an_event("e4", turn_seq=2)))))
+    stored.append(await store.apply(Change(thread=thread, patch={"title": None, "updated_at": later(9)})))
+    ended = evolve(run, status="failed", ended_at=later(3), error="no")
+    stored.append(await store.apply(Change(thread=thread, runs=(ended,), events=(an_event("e5"),))))
+    stored.append(await store.apply(Change(thread=thread, removes=True)))
+    heard = await news(other, len(stored))
+    assert [as_told(one.change) for one in heard] == [as_told(change) for change in stored]
+    assert {one.kind for one in heard} == {"change"}
+
+
+async def test_changes_written_together_are_told_one_by_one(store: PostgresStore, other: Process) -> None:
+    thread = (await store.apply(opening(a_thread(), an_event("first")))).thread
+    await news(other, 1)
+    futures = [store.apply(Change(thread=thread, events=(an_event(f"e{n}"),))) for n in range(20)]
+    stored = list(await asyncio.gather(*futures))
+    heard = await news(other, 20)
+    assert [as_told(one.change) for one in heard] == [as_told(change) for change in stored]
+
+
+async def test_nothing_is_told_of_what_was_not_written(store: PostgresStore, other: Process) -> None:
+    thread = a_thread()
+    first = evolve(opening(thread, an_event("e1")), repeat_key="key")
+    await store.apply(first)
+    again = await store.apply(evolve(opening(thread, an_event("e2")), repeat_key="key"))
+    assert again.repeated
+    with pytest.raises(NotFoundError):
+        await store.apply(Change(thread=a_thread("nowhere"), events=(an_event("e3", thread_id="nowhere"),)))
+    with pytest.raises(NotFoundError):
+        await store.apply(Change(thread=thread, guard=Scope("another", "o", "s", "u"), events=(an_event("e4"),)))
+    await store.apply(Change(thread=thread, events=(an_event("last"),)))
+    heard = await news(other, 2)
+    assert [event.id for one in heard for event in one.events] == ["e1", "last"]
+
+
+@pytest.mark.parametrize("letter", ["x", '"', "€", "🎈"])
+async def test_what_is_too_large_to_tell_is_something_to_look_at(
+    store: PostgresStore, other: Process, letter: str
+) -> None:
+    thread = (await store.apply(opening(a_thread(), an_event("first")))).thread
+    await news(other, 1)
+    for size in sorted({LIMIT // len(letter.encode()) - 40 * step for step in range(40)}):
+        event = an_event(f"{letter}{size}", content=[TextPart(letter * size)])
+        (stored,) = await asyncio.gather(store.apply(Change(thread=thread, events=(event,))))
+        (one,) = await news(other, 1)
+        if one.kind == "change":
+            assert one.change.events == stored.events
+        else:
+            assert (one.kind, one.thread_id, one.events[0].id) == ("look", thread.id, event.id)
+    whole = an_event("whole", content=[TextPart("x" * 1_000_000)])
+    await store.apply(Change(thread=thread, events=(whole,)))
+    assert [one.kind for one in await news(other, 1)] == ["look"]
+
+
+async def test_a_thread_with_much_to_say_of_itself_is_looked_at_and_its_end_is_told(
+    store: PostgresStore, other: Process
+) -> None:
+    thread = a_thread(metadata={"x": "y" * 20_000})
+    await store.apply(opening(thread, an_event("first")))
+    await store.apply(Change(thread=thread, events=(an_event("second"),)))
+    await store.apply(Change(thread=thread, removes=True))
+    opened_, event, end = await news(other, 3)
+    assert opened_ == News(kind="look", sender="writer", thread_id=thread.id)
+    assert (event.kind, [e.id for e in event.events]) == ("look", ["second"])
+    assert (end.kind, end.removes, end.thread) == ("change", True, evolve(thread, metadata=None))
+
+
+async def test_others_count_like_the_store_whoever_writes_and_however_much_at_once(
+    postgres_config: WorkerConfig, other: Process
+) -> None:
+    """Two processes, a thread, and no order between them but the database's."""
+    chance, numbered = random.Random(5), dict[str, int]()
+    async with AsyncExitStack() as stack:
+        stores = []
+        for _ in range(2):
+            beside = PostgresBroker(postgres_config).announcing(lambda: "writer")
+            stores.append(PostgresStore(postgres_config, beside=beside))
+            await stores[-1].open()
+            stack.push_async_callback(stores[-1].close)
+        thread = (await stores[0].apply(opening(a_thread(), an_event("first")))).thread
+        await news(other, 1)
+
+        async def write(store: PostgresStore, name: str) -> None:
+            for number in range(50):
+                events = tuple(an_event(f"{name}-{number}-{n}") for n in range(chance.randint(0, 3)))
+                runs: tuple[Run, ...] = (a_run(f"{name}-{number}"),) if not events or chance.random() < 0.3 else ()
+                future = store.apply(Change(thread=thread, events=events, runs=runs))
+                if chance.random() < 0.3:
+                    await future
+                future.add_done_callback(lambda f: numbered.update({e.id: e.seq for e in f.result().events}))
+            await future
+
+        await asyncio.gather(write(stores[0], "a"), write(stores[1], "b"))
+        heard = await news(other, 100)
+    events = [event for one in heard for event in one.events]
+    assert [event.seq for event in events] == list(range(2, len(events) + 2))
+    assert {event.id: event.seq for event in events} == numbered
+
+
+async def test_a_process_that_writes_hears_nothing_of_it_but_by_name(
+    postgres_config: WorkerConfig, store: PostgresStore, other: Process
+) -> None:
+    """The store's connections are not the broker's: who wrote is told by the sender, and it is one line for each Change."""
+    await store.apply(opening(a_thread(created_at=T0), an_event("e1")))
+    await other.until(lambda: len(other.heard) == 1)
+    row, *lines = other.heard[0].split("\n")
+    assert '"last_seq":1' in row
+    assert len(lines) == 1
