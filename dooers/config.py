@@ -288,9 +288,10 @@ class WorkerConfig:
         return object.__new__(cls)
 
     def __attrs_post_init__(self) -> None:
-        if self.run_timeout < 2 * self.run_heartbeat:
+        if self.run_timeout < 3 * self.run_heartbeat:
             raise ConfigError(
-                f"WorkerConfig.run_timeout: expected at least two heartbeats ({2 * self.run_heartbeat}), got {self.run_timeout}"
+                f"WorkerConfig.run_timeout: expected at least three heartbeats ({3 * self.run_heartbeat}), "
+                f"got {self.run_timeout}"
             )
         if self.database_pool_min > self.database_pool_max:
             raise ConfigError(

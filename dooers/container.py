@@ -107,7 +107,7 @@ class Worker(containers.DeclarativeContainer):
     lanes = providers.Singleton(Lanes, config.provided.thread_queue_limit)
     settings = providers.Singleton(SettingsOf, store, relay, clock, vault, shape)
     runner = providers.Singleton(Runner, config, store, relay, broker, collector, clock, lanes, settings, process_id)
-    pulse = providers.Singleton(Pulse, config, store, runner, clock, process_id)
+    pulse = providers.Singleton(Pulse, config, store, runner, broker, clock, process_id)
     repository = providers.Singleton(Repository, runner, store, clock, settings)
 
 

@@ -2,6 +2,7 @@
 
 A run that is running says now and then that somebody is still at it. One that has said nothing for `run_timeout` seconds is closed as
 failed by whichever process sees it first; its thread goes on. If its process was only slow, it stops there when it hears of that.
+Times are those of the processes' clocks, which are to agree to within a few seconds.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import timedelta
+from math import inf
 
+from dooers.brokers import Broker
 from dooers.codec import clean
 from dooers.config import WorkerConfig
 from dooers.exceptions import told
@@ -26,7 +29,10 @@ log = logging.getLogger("dooers")
 class Pulse:
     """One process's heartbeat."""
 
-    def __init__(self, config: WorkerConfig, store: Store, runner: Runner, clock: Clock, process_id: str) -> None:
+    def __init__(
+        self, config: WorkerConfig, store: Store, runner: Runner, broker: Broker, clock: Clock, process_id: str
+    ) -> None:
+        self._alone = broker.alone
         self._config = config
         self._store = store
         self._runner = runner
@@ -45,18 +51,27 @@ class Pulse:
             await asyncio.wait([self._task])
 
     async def _beat(self) -> None:
-        loop, seen = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+        loop, every = asyncio.get_running_loop(), self._config.run_heartbeat
+        # When the database was last heard of, and from when on others have had the time to say that they live. One that was away was
+        # away for everybody: whoever comes back first must not take the rest for dead.
+        seen, fair = (loop.time(), 0.0) if self._alone else (-inf, inf)
         while True:
             try:
                 if self._runner.running:
                     await self._store.beat(self._process_id, self._clock.now())
-                late, seen = loop.time() - seen > self._config.run_timeout, loop.time()
-                if late:
+                elif loop.time() - seen > 2 * every:
+                    await self._store.ping()
+                silent, seen = loop.time() - seen, loop.time()
+                if silent > 2 * every:
+                    fair = seen + 2 * every
+                if silent > self._config.run_timeout:
                     await self._find_buried()
-                await self._bury()
-            except Exception as error:  # the database is away: the next beat may find it
+                if seen >= fair:
+                    await self._bury()
+            except Exception as error:
+                seen = -inf
                 log.warning("the heartbeat of running turns was not stored: %r", error)
-            await asyncio.sleep(self._config.run_heartbeat)
+            await asyncio.sleep(every)
 
     async def _find_buried(self) -> None:
         """This process was slow, or the database away, for so long that others may have closed runs of it, unheard."""
