@@ -211,13 +211,15 @@ class Relay:
         return [event for one in here if (event := one.so_far()) is not None]
 
     def _end_growing(self, change: Change) -> None:
-        done = {event.id for event in change.events}
+        done = {event.id: event for event in change.events}
         self._note_over(done)
         over = {run.id for run in change.runs if run.status != "running"}
         for event_id, growing in list(self._growing.items()):
             event = growing.event
             gone = change.removes and event.thread_id == change.thread.id
             if event_id in done or event.run_id in over or gone:
+                if event_id in done:  # what the store says may overtake the last pieces, and has them
+                    growing.add_rest(done[event_id])
                 self._growing.pop(event_id).end()
 
     # ------------------------------------------------------------ catching up

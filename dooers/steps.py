@@ -88,6 +88,12 @@ class Growing:
         if self._telling is None:
             self._telling = _at(self._told_at + DELTA_EVERY, self._tell)
 
+    def add_rest(self, whole: ThreadEvent) -> None:
+        """Take what the whole message has beyond the pieces that have come."""
+        rest = "".join(part.text for part in whole.content if isinstance(part, TextPart))[self.length :]
+        if rest:
+            self.add(rest)
+
     def end(self) -> None:
         """Tell what was not told yet; the whole event follows."""
         for timer in (self._telling, self._appending):

@@ -583,6 +583,26 @@ async def test_pieces_that_were_lost_are_not_made_up_but_the_whole_message_comes
             assert texts(frames) == ["one two three"]
 
 
+async def test_the_last_piece_that_the_whole_message_has_overtaken_is_taken_from_it(
+    worker_config: WorkerConfig,
+) -> None:
+    model = Model()
+    async with pair(worker_config, model.handler) as workers:
+        async with client(workers.one, deltas=True) as asking, client(workers.two, deltas=True) as reading:
+            thread_id = await post(asking, "go")
+            await watch(reading, thread_id)
+            model.say("one ")
+            await reading.expect("event.delta")
+            workers.hub.members.remove(workers.broker(workers.two))
+            model.say("two")
+            await until(asking, lambda f: f["type"] == "event.delta" and f["payload"]["text"].endswith("two"))
+            workers.hub.members.append(workers.broker(workers.two))
+            model.say(None)
+            frames = await until(reading, is_over)
+            assert [kind for kind in types(frames) if kind != "run.upsert"] == ["event.delta", "event.append"]
+            assert (frames[0]["payload"]["text"], texts(frames)) == ("two", ["one two"])
+
+
 async def test_people_who_cannot_be_told_what_they_missed_are_sent_away_to_come_back(
     worker_config: WorkerConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
