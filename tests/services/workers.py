@@ -1,0 +1,425 @@
+"""Several processes of one worker, each a uvicorn on a port of its own, and people who use them: for what two workers in one event
+loop cannot show. Not tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+from attrs import Factory, define, field, frozen
+
+from dooers.client import Client
+from dooers.exceptions import DisconnectedError, DooersError
+
+__all__ = ["Cluster", "Node", "OwnRedis", "Poster", "Reader", "own_redis"]
+
+Frame: TypeAlias = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+UP_WITHIN = 60.0
+WITHIN = 30.0
+# Seconds between two looks at what no event tells: whether a process has died.
+LOOK = 0.05
+# Seconds before somebody who was sent away, or refused, tries again.
+AGAIN = 0.05
+
+
+# ---------------------------------------------------------------- the processes
+
+
+@define(eq=False, repr=False)
+class Node:
+    """One process."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    url: str = ""
+    paused: bool = False
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def client(self, **more: Any) -> Client:
+        return Client(self.url, organization_id="org-1", workspace_id="ws-1", user_id="user-1", within=WITHIN, **more)
+
+    def kill(self) -> None:
+        """As when the machine is gone: no last word."""
+        self.process.kill()
+        self.process.wait(WITHIN)
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+        self.paused = True
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.paused = False
+
+    def wait_until_up(self) -> None:
+        until = time.monotonic() + UP_WITHIN
+        while self.alive and time.monotonic() < until:
+            if found := re.search(r"Uvicorn running on http://(\S+)", self.said):
+                self.url = f"ws://{found[1]}/ws"
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"a worker process did not come up:\n{self.said}")
+
+
+@define(eq=False, repr=False)
+class Cluster:
+    """The processes of one worker. `options` are those of its WorkerConfig."""
+
+    options: dict[str, Any]
+    home: Path
+    size: int
+    nodes: list[Node] = Factory(list)
+
+    @property
+    def up(self) -> list[Node]:
+        """Those that are alive."""
+        return [node for node in self.nodes if node.alive]
+
+    def start(self) -> None:
+        """Start what is missing, all at once, and wait until each serves."""
+        self.nodes = self.up
+        new = [self._launch() for _ in range(self.size - len(self.nodes))]
+        self.nodes += new
+        for node in new:
+            node.wait_until_up()
+
+    def _launch(self) -> Node:
+        path = [str(ROOT), str(ROOT / "contrib"), str(ROOT / "tests" / "services"), os.environ.get("PYTHONPATH", "")]
+        log = self.home / f"{uuid4().hex}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "uvicorn", "worker:app", "--port", "0", "--ws", "websockets-sansio"],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(path),
+                    "DOOERS_TEST_WORKER": json.dumps(self.options),
+                },
+            )
+        return Node(process, log)
+
+    def stop(self) -> None:
+        """End them as an operator would, all at once."""
+        for node in self.up:
+            node.process.terminate()
+            node.process.send_signal(signal.SIGCONT)
+        for node in self.nodes:
+            try:
+                node.process.wait(WITHIN)
+            finally:
+                node.process.kill()
+
+    @contextmanager
+    def running(self) -> Iterator[Cluster]:
+        try:
+            self.start()
+            yield self
+        finally:
+            self.stop()
+
+
+# ---------------------------------------------------------------- their people
+
+
+def is_over(run: Frame) -> bool:
+    return bool(run["status"] != "running")
+
+
+def text_of(event: Frame) -> str:
+    return "".join(part.get("text", "") for part in event["content"])
+
+
+@define(eq=False, repr=False)
+class Reader:
+    """Follows a thread as a browser does: through one process and, when that sends it away or dies, through the next, from the last
+    event that it has. What it was told is kept, in the order in which it came.
+    """
+
+    cluster: Cluster
+    thread_id: str
+    at: int
+    events: list[Frame] = Factory(list)
+    # What came of each run after the event with this number.
+    runs: dict[str, list[tuple[int, str]]] = Factory(dict)
+    deltas: dict[str, str] = Factory(dict)
+    # Messages that came piece by piece and then whole, and whether the pieces were all of it, in order.
+    streamed: dict[str, bool] = Factory(dict)
+    frames: list[Frame] = Factory(list)
+    # The codes that it was closed with, and when it was there again.
+    closed: list[int | None] = Factory(list)
+    resumed: list[float] = Factory(list)
+    _news: asyncio.Event = Factory(asyncio.Event)
+    _task: asyncio.Task[None] | None = None
+
+    @property
+    def node(self) -> Node:
+        nodes = self.cluster.nodes
+        return nodes[self.at % len(nodes)]
+
+    @property
+    def seqs(self) -> list[int]:
+        return [event["seq"] for event in self.events]
+
+    @property
+    def texts(self) -> list[str]:
+        return [text_of(event) for event in self.events]
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[Reader]:
+        """Follow, from the moment in which the first snapshot is there."""
+        self._task = asyncio.create_task(self._follow())
+        try:
+            await self.until(lambda: bool(self.resumed))
+            yield self
+        finally:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def until(self, true: Callable[[], Any], within: float = WITHIN) -> None:
+        """Wait until what was told makes this true."""
+        try:
+            async with asyncio.timeout(within):
+                while not true():
+                    if self._task is not None and self._task.done():
+                        self._task.result()
+                    self._news.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK):
+                            await self._news.wait()
+        except TimeoutError:
+            last = [text[:40] for text in self.texts[-5:]]
+            raise AssertionError(f"not within {within} s; {len(self.events)} events, the last {last}") from None
+
+    async def says(self, text: str) -> None:
+        """Wait for an answer that begins like this."""
+        await self.until(lambda: any(said.startswith(text) for said in self.texts))
+
+    async def leave(self) -> None:
+        """Go elsewhere, as somebody whose network has changed."""
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def come_back(self, at: int) -> None:
+        """Go on through another process."""
+        before, self.at = len(self.resumed), at
+        self._task = asyncio.create_task(self._follow())
+        await self.until(lambda: len(self.resumed) > before)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with self.node.client(deltas=True) as client:
+                    feed = client.frames()
+                    asked = {"thread_id": self.thread_id}
+                    if self.events:
+                        asked["after_event_id"] = self.events[-1]["id"]
+                    self._take_snapshot(await client.ask("thread.subscribe", asked))
+                    async for frame in feed:
+                        self._take(frame)
+            except DooersError as error:
+                if isinstance(error, DisconnectedError):
+                    self.closed.append(error.close_code)
+            await asyncio.sleep(AGAIN)
+            self.at += 1
+
+    def _take_snapshot(self, snapshot: Frame) -> None:
+        self.deltas.clear()
+        self._take_events(snapshot["events"])
+        for run in snapshot["runs"]:
+            self._take_run(run)
+        self.resumed.append(time.monotonic())
+        self._news.set()
+
+    def _take(self, frame: Frame) -> None:
+        payload = frame["payload"]
+        if self.thread_id in (payload.get("thread_id"), payload.get("run", {}).get("thread_id")):
+            self.frames.append(frame)
+            if frame["type"] == "event.append":
+                self._take_events(payload["events"])
+            elif frame["type"] == "run.upsert":
+                self._take_run(payload["run"])
+            elif frame["type"] == "event.delta":
+                self.deltas[payload["event_id"]] = self.deltas.get(payload["event_id"], "") + payload["text"]
+        self._news.set()
+
+    def _take_events(self, events: list[Frame]) -> None:
+        for event in events:
+            if event.get("streaming"):
+                self.deltas[event["id"]] = text_of(event)
+                continue
+            if event["id"] in self.deltas:
+                self.streamed[event["id"]] = self.deltas[event["id"]] == text_of(event)
+            self.events.append(event)
+
+    def _take_run(self, run: Frame) -> None:
+        told = self.runs.setdefault(run["id"], [])
+        if not told or told[-1][1] != run["status"]:
+            told.append((self.seqs[-1] if self.events else 0, run["status"]))
+
+
+@frozen(eq=False)
+class Said:
+    """A message that was acknowledged: its client_event_id, its text, and through whom it went."""
+
+    key: str
+    text: str
+    node: Node
+
+
+@define(eq=False, repr=False)
+class Poster:
+    """Says one thing after the other in a thread, through all processes in turn. What is not acknowledged is said again elsewhere,
+    under the same id; the next comes when the last one is answered, or when whoever should have answered is dead.
+    """
+
+    reader: Reader
+    messages: Iterator[str]
+    said: list[Said] = Factory(list)
+    _clients: dict[Node, Client] = Factory(dict)
+    _stopping: bool = False
+    _at: int = 0
+    _task: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def talking(self) -> AsyncIterator[Poster]:
+        """Talk meanwhile."""
+        self._task = asyncio.create_task(self._talk())
+        try:
+            yield self
+        finally:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def stop(self) -> None:
+        """Say no more; return when the last word was answered."""
+        assert self._task is not None
+        self._stopping = True
+        async with asyncio.timeout(WITHIN):
+            await self._task
+
+    async def _talk(self) -> None:
+        try:
+            for text in self.messages:
+                if self._stopping:
+                    return
+                said = await self.say(text)
+                await self.reader.until(lambda said=said: self._settled(said))  # type: ignore[misc]
+        finally:
+            for client in self._clients.values():
+                with suppress(Exception):
+                    await client.__aexit__(None, None, None)
+
+    def _settled(self, said: Said) -> bool:
+        return (
+            not said.node.alive or said.node.paused or any(t.startswith(f"re: {said.text}") for t in self.reader.texts)
+        )
+
+    async def say(self, text: str) -> Said:
+        """Say it until somebody acknowledges it."""
+        key = uuid4().hex
+        event = {"type": "message", "actor": "user", "content": [{"type": "text", "text": text}]}
+        payload = {"thread_id": self.reader.thread_id, "client_event_id": key, "event": event}
+        while True:
+            self._at += 1
+            nodes = [node for node in self.reader.cluster.up if not node.paused]
+            node = nodes[self._at % len(nodes)]
+            try:
+                async with asyncio.timeout(WITHIN / 3):
+                    await (await self._client(node)).ask("event.create", payload)
+                self.said.append(said := Said(key, text, node))
+                return said
+            except (DooersError, TimeoutError):
+                await self._hang_up(node)
+                await asyncio.sleep(AGAIN)
+
+    async def _client(self, node: Node) -> Client:
+        if node not in self._clients:
+            self._clients[node] = await node.client().__aenter__()
+        return self._clients[node]
+
+    async def _hang_up(self, node: Node) -> None:
+        client = self._clients.pop(node, None)
+        if client is not None:
+            with suppress(Exception):
+                async with asyncio.timeout(1):
+                    await client.__aexit__(None, None, None)
+
+
+# ---------------------------------------------------------------- Redis
+
+
+@define(eq=False, repr=False)
+class OwnRedis:
+    """A Redis server that keeps nothing, on a port of its own."""
+
+    home: Path
+    port: int = 0
+    _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        if not self.port:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.port = free.getsockname()[1]
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self._process = subprocess.Popen(command, cwd=self.home, stdout=subprocess.DEVNULL)
+        until = time.monotonic() + WITHIN
+        while time.monotonic() < until:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as line:
+                line.sendall(b"PING\r\n")
+                if line.recv(64).startswith(b"+PONG"):
+                    return
+            time.sleep(0.01)
+        raise AssertionError("redis-server did not come up")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(WITHIN)
+            self._process = None
+
+    def command(self, *words: str) -> bytes:
+        """Say something to it, and its answer as it is on the wire."""
+        with socket.create_connection(("127.0.0.1", self.port), 5) as line:
+            line.sendall((" ".join(words) + "\r\n").encode())
+            return line.recv(65536)
+
+
+@contextmanager
+def own_redis() -> Iterator[OwnRedis]:
+    with tempfile.TemporaryDirectory(prefix="dooers-redis-") as home:
+        server = OwnRedis(Path(home))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
