@@ -69,6 +69,9 @@ class Broker(Protocol):
 # Which class serves which URL scheme, imported when it is asked for.
 BROKERS: dict[str, tuple[str, str]] = {
     "memory": ("dooers.brokers.memory", "MemoryBroker"),
+    "redis": ("dooers_contrib.redis", "RedisBroker"),
+    "rediss": ("dooers_contrib.redis", "RedisBroker"),
+    "unix": ("dooers_contrib.redis", "RedisBroker"),
 }
 
 
