@@ -71,6 +71,9 @@ BROKERS: dict[str, tuple[str, str]] = {
     "memory": ("dooers.brokers.memory", "MemoryBroker"),
     "postgres": ("dooers.brokers.postgres", "PostgresBroker"),
     "postgresql": ("dooers.brokers.postgres", "PostgresBroker"),
+    "redis": ("dooers_contrib.redis", "RedisBroker"),
+    "rediss": ("dooers_contrib.redis", "RedisBroker"),
+    "unix": ("dooers_contrib.redis", "RedisBroker"),
 }
 
 
