@@ -305,12 +305,17 @@ class PostgresBroker:
         """Run a query once there is a connection; StoreError where there is none for too long."""
         until = asyncio.get_running_loop().time() + self._config.database_timeout
         while True:
+            if self._connection is None:
+                raise StoreError("this broker is not open")
             try:
                 async with asyncio.timeout_at(until):
-                    if self._connection is not None:  # it is open
-                        await self._here.wait()
+                    await self._here.wait()
                     return await self._run(query, *values)
-            except (TimeoutError, *_GONE) as error:
+            except (
+                StoreError,
+                TimeoutError,
+                *_GONE,
+            ) as error:  # or it was lost while one waited for one's turn to talk
                 if asyncio.get_running_loop().time() >= until:
                     raise StoreError(f"the broker does not reach PostgreSQL ({type(error).__name__})") from error
                 await asyncio.sleep(LOOK)

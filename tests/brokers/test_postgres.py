@@ -175,6 +175,21 @@ async def test_a_key_waits_for_a_server_that_restarts_and_is_refused_when_it_tak
                 await hasty.until(lambda: hasty.heard == ["hello"])
 
 
+async def test_a_key_is_given_though_the_connection_is_lost_while_one_waits_to_ask_for_it(
+    postgres_config: WorkerConfig,
+) -> None:
+    async with opened(postgres_config) as (one,):
+        broker = one.broker
+        assert isinstance(broker, PostgresBroker)
+        async with broker._talk:  # somebody is asking for something else
+            asking = asyncio.create_task(broker.lock("k"))
+            while not broker._talk._waiters:
+                await asyncio.sleep(0)
+            broker._connection.terminate()
+            await broker._lost.wait()
+        await asyncio.wait_for(asking, WITHIN)
+
+
 async def test_whoever_asks_from_outside_gets_a_key_before_it_is_taken_again(postgres_config: WorkerConfig) -> None:
     async with opened(postgres_config, postgres_config) as (one, two):
         order = list[str]()
