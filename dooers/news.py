@@ -37,7 +37,8 @@ class News:
     removes: bool = False
     events: list[ThreadEvent] = Factory(list)
     runs: list[Run] = Factory(list)
-    # "delta": `text` stands at position `at` of the message
+    # "delta": `text` stands at position `at` of the message, of which the first piece brings all that is known
+    event_id: str | None = None
     event: ThreadEvent | None = None
     at: int = 0
     text: str = ""

@@ -102,7 +102,8 @@ class Relay:
         """A piece of a message that is being written, which stands at `at` of it."""
         self._broadcast.tell_delta(thread, event, at, text)
         if not self._broker.alone:
-            self._say(News(kind="delta", sender=self._process_id, thread=thread, event=event, at=at, text=text))
+            news = News(kind="delta", sender=self._process_id, event_id=event.id, at=at, text=text)
+            self._say(evolve(news, thread=thread, event=event) if at == 0 else news)
 
     def tell_growing(self, thread: Thread, so_far: Callable[[], ThreadEvent | None]) -> None:
         """A message that is being written, whole so far. Other processes put it together themselves."""
@@ -147,8 +148,8 @@ class Relay:
             return True
         if news.kind == "delta" and len(news.text) > 1:
             half = len(news.text) // 2
-            first = self._say(evolve(news, text=news.text[:half]))
-            return first and self._say(evolve(news, text=news.text[half:], at=news.at + half))
+            rest = evolve(news, text=news.text[half:], at=news.at + half, thread=None, event=None)
+            return self._say(evolve(news, text=news.text[:half])) and self._say(rest)
         if news.kind != "change":  # for a Change that cannot be told there is something to say
             log.warning("news of %r are too large for the broker and stay here", news.topic or news.kind)
         return False
@@ -180,23 +181,23 @@ class Relay:
             self._catch_up(news.thread_id, whole=news.thread is None)
 
     def _heard_delta(self, news: News) -> None:
-        thread, event = news.thread, news.event
-        if thread is None or event is None:
-            raise ValueError("news of a piece without its thread and message")
-        if event.id in self._over:
+        event_id, thread, event = news.event_id, news.thread, news.event
+        if event_id is None:
+            raise ValueError("news of a piece without its message")
+        if event_id in self._over:
             return  # it is whole already: what the store says may overtake what is told otherwise
-        growing = self._growing.get(event.id)
-        if growing is None and news.at == 0:
+        growing = self._growing.get(event_id)
+        if growing is None and thread is not None and event is not None:
             # Also where nobody watches: whoever comes while it is written gets what there is of it.
-            growing = self._growing[event.id] = Growing(event, None, thread, self._broadcast)
+            growing = self._growing[event_id] = Growing(event, None, thread, self._broadcast)
             if len(self._growing) > GROWING:
                 self._growing.pop(next(iter(self._growing))).end()
         if growing is None:
             return  # its beginning was not heard: people here get it whole, when it is done
         if growing.length == news.at:
             growing.add(news.text)
-        else:
-            self._growing.pop(event.id).end()
+        elif news.at > growing.length:
+            self._growing.pop(event_id).end()
 
     def _heard_topic(self, news: News) -> None:
         self._broadcast.tell(news.topic, news.worker_id, news.frame_type, news.payload, news.thread)

@@ -36,8 +36,8 @@ def hits(*names: str) -> Callable[[Hit], Hit]:
     return register
 
 
-# What is no limit on a client: the database's own, and how batches go to the webhook.
-OTHERS = ("database_", "analytics_")
+# What is no limit on a client: the database's own, the heartbeat, and how batches go to the webhook.
+OTHERS = ("database_", "run_", "analytics_")
 NUMBERS = ("int", "float", "float | None")
 OPTIONS = [
     option.name

@@ -137,7 +137,7 @@ def test_a_stop_and_a_look_come_back(thread_id: str | None, run_id: str | None, 
 def test_a_part_without_any_optional_field_keeps_its_kind(kind: str) -> None:
     part: Any = {"image": ImagePart("u"), "text": TextPart(""), "document": DocumentPart("u", "", "")}[kind]
     event = ThreadEvent(id="e", thread_id="t", type="message", actor="user", created_at=T0, content=[part])
-    (again,) = read(write(News(kind="delta", sender="p", thread=THREAD, event=event)))
+    (again,) = read(write(News(kind="delta", sender="p", event_id=event.id, thread=THREAD, event=event)))
     assert again.event == event
 
 
