@@ -39,9 +39,14 @@ class Pulse:
         self._clock = clock
         self._process_id = process_id
         self._task: asyncio.Task[None] | None = None
+        # Until when nobody can have taken this process for dead, and whoever waits to know that again.
+        self._sure_until = 0.0
+        self._again = asyncio.Event()
 
     def start(self) -> None:
         """Begin to beat, and look for the dead, now and with each beat."""
+        self._sure_until = inf
+        self._runner.sure = self.sure
         self._task = asyncio.create_task(self._beat(), name="dooers-pulse")
 
     async def stop(self) -> None:
@@ -49,6 +54,17 @@ class Pulse:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        self._be_sure(inf)  # nobody is to wait for a beat that does not come
+
+    async def sure(self) -> None:
+        """Return when others know that this process lives. One that stood still finds out first which of its runs they have closed."""
+        while asyncio.get_running_loop().time() >= self._sure_until:
+            await self._again.wait()
+
+    def _be_sure(self, since: float) -> None:
+        self._sure_until = since + self._config.run_timeout
+        self._again.set()
+        self._again.clear()
 
     async def _beat(self) -> None:
         loop, every = asyncio.get_running_loop(), self._config.run_heartbeat
@@ -56,6 +72,7 @@ class Pulse:
         # away for everybody: whoever comes back first must not take the rest for dead.
         seen, fair = (loop.time(), 0.0) if self._alone else (-inf, inf)
         while True:
+            began = loop.time()
             try:
                 if self._runner.running:
                     await self._store.beat(self._process_id, self._clock.now())
@@ -66,6 +83,7 @@ class Pulse:
                     fair = seen + 2 * every
                 if silent > self._config.run_timeout:
                     await self._find_buried()
+                self._be_sure(began)
                 if seen >= fair:
                     await self._bury()
             except Exception as error:

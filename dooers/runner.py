@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
 
@@ -40,6 +40,9 @@ log = logging.getLogger("dooers")
 
 # The threads whose turns wait for what runs here: a turn that waited for one of them would wait for itself.
 waited_threads: ContextVar[frozenset[str]] = ContextVar("dooers_waited_threads", default=frozenset())
+
+
+async def _at_once() -> None: ...
 
 
 class Runner:
@@ -70,6 +73,8 @@ class Runner:
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
         self._opening: set[asyncio.Future[OpenTurn]] = set()
         self._closing = False
+        # Waits where this process may have been taken for dead. The pulse sets it.
+        self.sure: Callable[[], Awaitable[None]] = _at_once
         self._last_words: set[asyncio.Task[None]] = set()
 
     @property
@@ -124,7 +129,9 @@ class Runner:
 
     def _forget(self, change: Change) -> None:
         for opened in self._stop(thread_id=change.thread.id):
-            opened.steps.forget()  # a thread of the same id may be made again: nothing of these turns belongs in it
+            opened.steps.forget(
+                "the thread was deleted"
+            )  # a thread of the same id may be made again: nothing of these turns belongs in it
 
     # ------------------------------------------------------------ what other processes say
 
@@ -147,7 +154,7 @@ class Runner:
     def buried(self, run_id: str) -> None:
         """Another process took a run of this one for dead, and closed it. It does not go on, and has its end already."""
         for opened in self._stop(run_id=run_id):
-            opened.steps.turn = evolve(opened.steps.turn, run=None)
+            opened.steps.forget("its run was closed by another process")
 
     # ------------------------------------------------------------ a turn opens
 
@@ -217,7 +224,7 @@ class Runner:
         turn = Turn(thread=stored.thread, seq=event.seq, assistant_name=self._config.assistant_name)
         return OpenTurn(
             message=message,
-            steps=Steps(turn, self.submit, self._relay, self._clock, self._config.pipeline_depth),
+            steps=Steps(turn, self.submit, self.sure, self._relay, self._clock, self._config.pipeline_depth),
             event=event,
             created=stored.created,
             repeated=stored.repeated,

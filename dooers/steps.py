@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -129,6 +129,8 @@ class Steps:
 
     turn: Turn
     _submit: Callable[[Change], asyncio.Future[Change]]
+    # Waits where others may have taken this process for dead, and closed the run of this turn.
+    _sure: Callable[[], Awaitable[None]]
     _teller: Teller
     _clock: Clock
     _depth: int
@@ -147,6 +149,7 @@ class Steps:
             return
         while len(self._flight) >= self._depth and self._failure is None:
             await self._move()
+        await self._sure()
         if self._failure is not None:
             raise self._failure
         if self.sealed:
@@ -180,6 +183,7 @@ class Steps:
                 # An iterator that never waits must not keep everybody else from being served, nor itself from being stopped.
                 await asyncio.sleep(0)
                 self._go_on()
+            await self._sure()
             self._go_on()
             whole = True
         finally:
@@ -215,13 +219,13 @@ class Steps:
         self._end_stream(incomplete=True)
         self.sealed = True
 
-    def forget(self) -> None:
-        """The thread is gone: take no more, and write nothing of what is left."""
+    def forget(self, why: str) -> None:
+        """The thread or the run is gone: take no more, and write nothing of what is left."""
         growing, self.growing = self.growing, None
         if growing is not None:
             growing.end()
         self.sealed = True
-        self._failure = self._failure or NotFoundError("the thread was deleted")
+        self._failure = self._failure or NotFoundError(why)
 
     # ------------------------------------------------------------ what is on its way
 
@@ -240,6 +244,7 @@ class Steps:
         """Return when nothing is on its way any more, whatever became of it."""
         while self._flight:
             await self._move()
+        await self._sure()
 
     async def _move(self) -> None:
         self._moved.clear()

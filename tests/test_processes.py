@@ -799,6 +799,46 @@ async def test_a_slow_process_that_does_not_hear_of_it_finds_out_with_its_next_b
             assert await ended(workers.two, thread_id) == ["failed"]
 
 
+@pytest.mark.parametrize("word", ["steps", "stream", "end"])
+async def test_a_process_that_stood_still_finds_out_before_it_goes_on(worker_config: WorkerConfig, word: str) -> None:
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    async def pieces() -> AsyncIterator[str]:
+        yield "one "
+        reached.set()
+        await go.wait()
+        yield "two"
+
+    async def handler(send: Any) -> AsyncIterator[Any]:
+        yield send.run_start()
+        if word == "stream":
+            yield send.stream(pieces())
+        reached.set()
+        await go.wait()
+        if word == "steps":
+            yield send.text("too late")
+
+    async with pair(worker_config, handler, run_heartbeat=0.1, run_timeout=0.5) as workers:
+        async with client(workers.one) as one:
+            thread_id = await post(one, "go")
+            await reached.wait()
+            workers.broker(workers.one).cut()
+            store = workers.one._parts.store()
+            beats, store.beat = store.beat, broken  # type: ignore[method-assign]
+            async with asyncio.timeout(WITHIN):
+                while not await ended(workers.two, thread_id):
+                    await asyncio.sleep(0.01)
+            go.set()  # the handler is the first to wake up
+            for _ in range(20):
+                await asyncio.sleep(0)
+            store.beat = beats  # type: ignore[method-assign]
+            await settle(workers.one)
+            assert await ended(workers.two, thread_id) == ["failed"]
+            said = (await watch(one, thread_id))["events"]
+            assert [text_of(event)[:22] for event in said] == ["go", "The answer broke off. "]
+            assert "succeeded" not in statuses(await quiet(one))
+
+
 async def ended(worker: WorkerServer, thread_id: str) -> list[str]:
     runs = await (await worker.repository()).list_runs({"thread_id": thread_id})
     return [run.status for run in runs if run.status != "running"]
