@@ -14,8 +14,10 @@ from uuid import uuid4
 
 import pytest
 from attrs import define
+from redis import Redis
 from services.postgres import OwnPostgres, own_postgres
-from services.workers import Cluster, OwnRedis, Poster, Reader, own_redis, text_of
+from services.redis import OwnRedis, own_redis
+from services.workers import Cluster, Poster, Reader, text_of
 
 from dooers.client import Client
 
@@ -154,7 +156,7 @@ async def alike(place: Place, reading: list[Reader]) -> list[Any]:
     """Everybody has got what the store has, each event once and in order. The store's events."""
     stored = await place.events(reading[0].thread_id)
     for reader in reading:
-        await reader.until(lambda reader=reader: reader.seqs[-1:] == [stored[-1]["seq"]])
+        await reader.has(stored[-1]["seq"])
         assert [event["id"] for event in reader.events] == [row["id"] for row in stored]
         assert reader.seqs == [row["seq"] for row in stored]
     return stored
@@ -178,10 +180,7 @@ async def test_a_turn_is_seen_alike_through_every_process(place: Place, cluster:
             stored = await alike(place, reading)
             assert [row["seq"] for row in stored] == list(range(1, 2 + 1 + 6 * len(clients)))
             for reader in reading:
-                await reader.until(lambda reader=reader: len(reader.runs) == 3 * len(clients))
-                await reader.until(
-                    lambda reader=reader: all(told[-1][1] == "succeeded" for told in reader.runs.values())
-                )
+                assert await reader.ended(3 * len(clients)) == ["succeeded"] * 3 * len(clients)
                 assert list(reader.streamed.values()) == [True] * len(clients)  # piece by piece, and nothing was lost
 
 
@@ -193,7 +192,7 @@ async def test_who_comes_back_through_another_process_has_missed_nothing(place: 
             for at in range(1, 6):
                 coming, staying = reading[0], reading[1]
                 await post(clients[at % 2], f"stream 10 {at}", thread_id)
-                await coming.until(lambda coming=coming: coming.deltas)  # in the middle of it
+                await coming.reads_along()  # in the middle of it
                 await coming.leave()
                 await post(clients[0], f"echo 0 {at}", thread_id)
                 if at % 2:
@@ -219,7 +218,7 @@ async def test_what_is_done_through_one_process_is_done_in_all(place: Place, clu
             await post(first, "echo 0 never", thread_id)
             await last.ask("run.cancel", {"thread_id": thread_id})
             for reader in reading:
-                await reader.until(lambda reader=reader: "canceled" in [told[-1][1] for told in reader.runs.values()])
+                await reader.sees("canceled")
             await post(last, "echo 0 after", thread_id)
             for reader in reading:
                 await reader.says("re: echo 0 after")
@@ -298,8 +297,7 @@ class Load:
     async def going_on(self, messages: int = 3) -> None:
         """Wait until everybody has said so much more."""
         for poster in self.posters:
-            target = len(poster.said) + messages
-            await poster.reader.until(lambda poster=poster, target=target: len(poster.said) >= target)
+            await poster.goes_on(messages)
 
     async def check(self) -> None:
         """Once the posters are done: nothing acknowledged is lost, nothing is there twice, everybody has it all in order, and each
@@ -307,7 +305,7 @@ class Load:
         for poster, reading in zip(self.posters, self.reading, strict=True):
             thread_id = poster.reader.thread_id
             for reader in reading:
-                await reader.until(lambda reader=reader: all(t[-1][1] != "running" for t in reader.runs.values()))
+                await reader.ended()
             stored = await alike(self.place, reading)
             keys = [row["client_event_id"] for row in stored if row["client_event_id"]]
             assert len(keys) == len(set(keys))
@@ -326,7 +324,7 @@ class Load:
 
 
 def is_notice(event: Frame) -> bool:
-    return event["actor"] == "system"
+    return bool(event["actor"] == "system")
 
 
 @asynccontextmanager
@@ -374,3 +372,82 @@ async def test_a_process_that_is_killed_under_load_takes_nothing_with_it(place: 
     failed = await place.rows("SELECT error FROM worker_runs WHERE status = 'failed'")
     assert failed
     assert all(row["error"].startswith(SAFE) for row in failed)
+
+
+@on_two
+async def test_a_process_that_stood_still_stops_what_was_taken_for_dead(place: Place, cluster: Cluster) -> None:
+    async with load(place):
+        slow = cluster.nodes[1]
+        async with slow.client() as client:
+            thread_id = await new_thread(client)
+            async with readers(cluster, thread_id) as reading:
+                await post(client, "tick 100000 x", thread_id)
+                for reader in reading:
+                    await reader.says("tick 3")
+                slow.pause()
+                await reading[0].says(SAFE)  # to somebody of the other process
+                slow.go_on()
+                for reader in reading:
+                    await reader.says(SAFE)
+                await post(client, "echo 0 on", thread_id)
+                await reading[0].says("re: echo 0 on")
+                await alike(place, reading)
+                (failed,) = [row for row in await place.runs(thread_id) if row["status"] == "failed"]
+                of_run = [text_of(e) for e in reading[0].events if e.get("run_id") == failed["id"]]
+                assert of_run[-1].startswith(SAFE)  # and nothing of it after its end
+                for reader in reading:
+                    assert [status for _, status in reader.runs[failed["id"]]] == ["running", "failed"]
+
+
+# ---------------------------------------------------------------- what they stand on goes away
+
+
+@on_two
+async def test_a_database_that_restarts_under_load_loses_nothing(place: Place, cluster: Cluster) -> None:
+    async with load(place) as going:
+        for mode in ("immediate", "fast"):
+            await asyncio.to_thread(place.postgres.stop, mode)
+            await asyncio.to_thread(place.postgres.start)
+            await going.going_on()
+    await nobody_was_buried(place, going)
+
+
+@on_postgres
+async def test_connections_of_the_broker_that_are_cut_under_load_lose_nothing(place: Place, cluster: Cluster) -> None:
+    async with load(place) as going:
+        for _ in range(10):
+            cut = await place.rows(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'dooers broker' AND datname = current_database()"
+            )
+            assert len(cut) <= 2
+            await going.going_on(1)
+    await nobody_was_buried(place, going)
+    assert [reader.closed for reader in going.everybody] == [[]] * len(going.everybody)
+
+
+@on_redis
+async def test_a_redis_that_drops_its_listeners_or_restarts_under_load_loses_nothing(
+    place: Place, cluster: Cluster
+) -> None:
+    def drop() -> None:
+        with Redis.from_url(place.redis.url) as admin:
+            admin.client_kill_filter(_type="pubsub")
+
+    def restart() -> None:
+        place.redis.stop()
+        place.redis.start()
+
+    async with load(place) as going:
+        for fault in (drop, drop, restart, drop, restart):
+            await asyncio.to_thread(fault)
+            await going.going_on()
+    await nobody_was_buried(place, going)
+    assert [reader.closed for reader in going.everybody] == [[]] * len(going.everybody)
+
+
+async def nobody_was_buried(place: Place, going: Load) -> None:
+    for poster in going.posters:
+        assert [
+            row["status"] for row in await place.runs(poster.reader.thread_id) if row["status"] != "succeeded"
+        ] == []

@@ -12,7 +12,7 @@ from dooers import WorkerConfig, WorkerServer
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 
 SCHEMA = SettingsSchema(fields=[SettingsField(id="model", type=SettingsFieldType.TEXT, label="Model", value="small")])
-PACE = 0.01
+PACE, TICK = 0.01, 0.25
 
 worker = WorkerServer(WorkerConfig(settings_schema=SCHEMA, **json.loads(os.environ["DOOERS_TEST_WORKER"])))
 
@@ -20,7 +20,7 @@ worker = WorkerServer(WorkerConfig(settings_schema=SCHEMA, **json.loads(os.envir
 @worker.handler
 async def answer(incoming: Any, send: Any, analytics: Any) -> AsyncIterator[Any]:
     """`WORD NUMBER ANYTHING`: do the word, and answer with the whole of it."""
-    said = incoming.message
+    said = str(incoming.message)
     word, number, *_ = [*said.split(" "), "", ""]
     if word == "title":
         yield send.update_thread(title=said)
@@ -40,7 +40,7 @@ async def answer(incoming: Any, send: Any, analytics: Any) -> AsyncIterator[Any]
     elif word == "tick":
         for n in range(int(number)):
             yield send.text(f"tick {n}")
-            await asyncio.sleep(PACE)
+            await asyncio.sleep(TICK)
     yield send.text(f"re: {said}")
     if word == "wait":
         await asyncio.Event().wait()

@@ -9,23 +9,22 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import uuid4
 
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, frozen
 
 from dooers.client import Client
 from dooers.exceptions import DisconnectedError, DooersError
 
-__all__ = ["Cluster", "Node", "OwnRedis", "Poster", "Reader", "own_redis"]
+__all__ = ["Cluster", "Node", "Poster", "Reader", "Said", "text_of"]
 
 Frame: TypeAlias = dict[str, Any]
 
@@ -107,11 +106,11 @@ class Cluster:
             node.wait_until_up()
 
     def _launch(self) -> Node:
-        path = [str(ROOT), str(ROOT / "contrib"), str(ROOT / "tests" / "services"), os.environ.get("PYTHONPATH", "")]
+        path = [str(ROOT), str(ROOT / "contrib"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
         log = self.home / f"{uuid4().hex}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "uvicorn", "worker:app", "--port", "0", "--ws", "websockets-sansio"],
+                [sys.executable, "-m", "uvicorn", "services.worker:app", "--port", "0", "--ws", "websockets-sansio"],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={
@@ -143,10 +142,6 @@ class Cluster:
 
 
 # ---------------------------------------------------------------- their people
-
-
-def is_over(run: Frame) -> bool:
-    return bool(run["status"] != "running")
 
 
 def text_of(event: Frame) -> str:
@@ -217,6 +212,25 @@ class Reader:
     async def says(self, text: str) -> None:
         """Wait for an answer that begins like this."""
         await self.until(lambda: any(said.startswith(text) for said in self.texts))
+
+    async def has(self, seq: int) -> None:
+        """Wait for the event with this number."""
+        await self.until(lambda: self.seqs[-1:] == [seq])
+
+    async def ended(self, count: int = 0) -> list[str]:
+        """Wait until every run that was told of has ended, so many at least. How each ended."""
+        await self.until(
+            lambda: len(self.runs) >= count and all(told[-1][1] != "running" for told in self.runs.values())
+        )
+        return [told[-1][1] for told in self.runs.values()]
+
+    async def sees(self, status: str) -> None:
+        """Wait until some run is like this."""
+        await self.until(lambda: any(told[-1][1] == status for told in self.runs.values()))
+
+    async def reads_along(self) -> None:
+        """Wait for a message of which there are some pieces."""
+        await self.until(lambda: self.deltas.keys() - self.streamed.keys())
 
     async def leave(self) -> None:
         """Go elsewhere, as somebody whose network has changed."""
@@ -315,6 +329,11 @@ class Poster:
             self._task.cancel()
             await asyncio.wait([self._task])
 
+    async def goes_on(self, messages: int) -> None:
+        """Wait until so many more were said."""
+        target = len(self.said) + messages
+        await self.reader.until(lambda: len(self.said) >= target)
+
     async def stop(self) -> None:
         """Say no more; return when the last word was answered."""
         assert self._task is not None
@@ -327,8 +346,7 @@ class Poster:
             for text in self.messages:
                 if self._stopping:
                     return
-                said = await self.say(text)
-                await self.reader.until(lambda said=said: self._settled(said))  # type: ignore[misc]
+                await self.reader.until(partial(self._settled, await self.say(text)))
         finally:
             for client in self._clients.values():
                 with suppress(Exception):
@@ -368,58 +386,3 @@ class Poster:
             with suppress(Exception):
                 async with asyncio.timeout(1):
                     await client.__aexit__(None, None, None)
-
-
-# ---------------------------------------------------------------- Redis
-
-
-@define(eq=False, repr=False)
-class OwnRedis:
-    """A Redis server that keeps nothing, on a port of its own."""
-
-    home: Path
-    port: int = 0
-    _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        if not self.port:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self.port = free.getsockname()[1]
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self._process = subprocess.Popen(command, cwd=self.home, stdout=subprocess.DEVNULL)
-        until = time.monotonic() + WITHIN
-        while time.monotonic() < until:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as line:
-                line.sendall(b"PING\r\n")
-                if line.recv(64).startswith(b"+PONG"):
-                    return
-            time.sleep(0.01)
-        raise AssertionError("redis-server did not come up")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(WITHIN)
-            self._process = None
-
-    def command(self, *words: str) -> bytes:
-        """Say something to it, and its answer as it is on the wire."""
-        with socket.create_connection(("127.0.0.1", self.port), 5) as line:
-            line.sendall((" ".join(words) + "\r\n").encode())
-            return line.recv(65536)
-
-
-@contextmanager
-def own_redis() -> Iterator[OwnRedis]:
-    with tempfile.TemporaryDirectory(prefix="dooers-redis-") as home:
-        server = OwnRedis(Path(home))
-        try:
-            server.start()
-            yield server
-        finally:
-            server.stop()
