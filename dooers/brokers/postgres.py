@@ -212,6 +212,8 @@ class PostgresBroker:
             self._here.set()
             self._something.set()
             await self._take_back()
+            for freed in self._freed.values():  # who waits for a key looks, and asks for it, again
+                freed.set()
             self._missed()
 
     async def _come_back(self) -> None:
@@ -241,7 +243,12 @@ class PostgresBroker:
         async with self._talk:
             if not self._here.is_set():
                 raise StoreError("the broker has no connection to PostgreSQL")
-            return await self._connection.fetchval(query, *values)
+            connection = self._connection
+            try:
+                return await connection.fetchval(query, *values)
+            finally:
+                if connection.is_closed():  # the driver does not always tell, where it was lost in the middle of this
+                    self._on_lost(connection)
 
     # ------------------------------------------------------------ speaking and hearing
 
@@ -365,6 +372,7 @@ class PostgresBroker:
 
     async def _take_back(self) -> None:
         """The server let go of our keys as the connection ended. Take them again, before somebody else does."""
+        self._wanted |= self._held  # who asked for them meanwhile was not heard
         for key in list(self._held):
             with suppress(Exception):
                 if not await self._try(key):

@@ -17,7 +17,7 @@ from services.postgres import Address, OwnPostgres, Proxy, own_postgres
 from brokers.contract import WITHIN, BrokerContract, Process
 from dooers import WorkerConfig
 from dooers.brokers import Broker, open_broker
-from dooers.brokers.postgres import LIMIT, PostgresBroker
+from dooers.brokers.postgres import LIMIT, QUIET, PostgresBroker
 from dooers.exceptions import ConfigError, NotFoundError, StoreError
 from dooers.models import Change, Run, Scope, TextPart, Thread, ThreadEvent
 from dooers.news import News, read
@@ -188,6 +188,42 @@ async def test_a_key_is_given_though_the_connection_is_lost_while_one_waits_to_a
             broker._connection.terminate()
             await broker._lost.wait()
         await asyncio.wait_for(asking, WITHIN)
+
+
+async def test_a_connection_that_is_lost_in_the_middle_of_a_question_is_noticed_at_once(
+    postgres_config: WorkerConfig,
+) -> None:
+    async with opened(postgres_config, postgres_config) as (one, two):
+        broker = one.broker
+        assert isinstance(broker, PostgresBroker)
+        # Where the server's last word comes between two messages of the driver, it closes the connection and tells nobody.
+        broker._connection.remove_termination_listener(broker._on_lost)
+        broker._connection.terminate()
+        async with asyncio.timeout(QUIET / 2):
+            one.broker.tell("said over a new one")
+            await two.until(lambda: two.heard == ["said over a new one"])
+
+
+async def test_whoever_waited_for_a_key_when_the_connection_was_away_is_told_that_it_is_free(
+    postgres: Address, postgres_config: WorkerConfig
+) -> None:
+    async with opened(postgres_config, postgres_config) as (one, two):
+        await one.broker.lock("k")
+        assert isinstance(one.broker, PostgresBroker)
+        waiting = asyncio.create_task(two.broker.lock("k"))
+        while not one.broker._wanted:
+            await asyncio.sleep(0.01)
+        one.broker._wanted.clear()  # as if it had not heard that somebody wants it
+        async with postgres.session(postgres_config.database_name) as admin:
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'dooers broker' AND datname = current_database()"
+            )
+        await one.until(lambda: one.missed > 0)
+        await two.until(lambda: two.missed > 0)
+        assert one.broker._wanted == {"k"}
+        one.broker.unlock("k")
+        await asyncio.wait_for(waiting, WITHIN)
 
 
 async def test_whoever_asks_from_outside_gets_a_key_before_it_is_taken_again(postgres_config: WorkerConfig) -> None:
