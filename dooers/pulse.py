@@ -84,6 +84,7 @@ class Pulse:
                 if silent > self._config.run_timeout:
                     await self._find_buried()
                 self._be_sure(began)
+                await self._runner.close_again()
                 if seen >= fair:
                     await self._bury()
             except Exception as error:

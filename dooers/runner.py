@@ -156,6 +156,10 @@ class Runner:
         for opened in self._stop(run_id=run_id):
             opened.steps.forget("its run was closed by another process")
 
+    async def close_again(self) -> None:
+        """Store the ends of turns that could not be stored when they came."""
+        await self._stage.close_again()
+
     # ------------------------------------------------------------ a turn opens
 
     async def open(self, message: Message, accept: Callable[[OpenTurn], None]) -> OpenTurn:

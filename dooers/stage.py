@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -28,6 +29,9 @@ from dooers.turn import Clock, Outcome, as_event, closing
 __all__ = ["Stage"]
 
 log = logging.getLogger("dooers")
+
+# Ends of turns that wait for a database that is away, at most.
+UNCLOSED = 1_000
 
 
 class Stage:
@@ -49,6 +53,7 @@ class Stage:
         self._settings = settings
         self._commit = commit
         self._send = WorkerSend()
+        self._unclosed: deque[Change] = deque(maxlen=UNCLOSED)
 
     async def perform(self, opened: OpenTurn) -> None:
         """Drive the handler: one event, one step, on to the next."""
@@ -98,6 +103,7 @@ class Stage:
             )
         elif error is not None and not isinstance(error, asyncio.CancelledError):
             log.warning("handler %s failed while it was stopped", opened.message.handler.name, exc_info=error)
+        change = None
         try:
             with suppress(asyncio.CancelledError):  # of a loop that ends: the run must be closed all the same
                 await steps.finish()
@@ -111,6 +117,17 @@ class Stage:
             log.warning("the turn in thread %s was cancelled again while it was being closed", opened.thread.id)
         except Exception as unclosed:  # the last line of defence: the queue must move on
             log.error("the end of a turn in thread %s could not be stored: %r", opened.thread.id, unclosed)
+            if change is not None and change.runs:
+                self._unclosed.append(change)
+
+    async def close_again(self) -> None:
+        """Store the ends that could not be stored when they came: while this process lives, nobody else closes its runs."""
+        while self._unclosed:
+            change = self._unclosed[0]
+            with suppress(NotFoundError):  # the thread was deleted meanwhile, and its runs with it
+                await self._commit(change)
+            if self._unclosed and self._unclosed[0] is change:
+                self._unclosed.popleft()
 
     def _values(self, opened: OpenTurn, steps: Steps) -> dict[str, Any]:
         """What this turn gives to whoever asks for it by name."""

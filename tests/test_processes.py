@@ -20,6 +20,7 @@ from dependency_injector import providers
 from dooers import AnalyticsEvent, WorkerConfig, WorkerServer
 from dooers.brokers.memory import Hub, MemoryBroker
 from dooers.exceptions import StoreError
+from dooers.models import Change
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 from dooers.testing import Closed, WorkerClient
 
@@ -837,6 +838,42 @@ async def test_a_process_that_stood_still_finds_out_before_it_goes_on(worker_con
             said = (await watch(one, thread_id))["events"]
             assert [text_of(event)[:22] for event in said] == ["go", "The answer broke off. "]
             assert "succeeded" not in statuses(await quiet(one))
+
+
+async def test_an_end_that_could_not_be_stored_is_stored_later_though_the_process_lives_on(
+    worker_config: WorkerConfig,
+) -> None:
+    gate = Gate()
+
+    async def handler(incoming: Any, send: Any) -> AsyncIterator[Any]:
+        if incoming.message == "first":
+            yield send.run_start()
+            gate.reached.set()
+            await gate.go.wait()
+        else:
+            async for event in Gate().handler(incoming, send):  # it keeps the process at work, and its heart beating
+                yield event
+
+    async with pair(worker_config, handler, run_heartbeat=0.1, run_timeout=0.5) as workers:
+        async with client(workers.one) as one:
+            await post(one, "second")
+            thread_id = await post(one, "first")
+            await gate.reached.wait()
+            store = workers.one._parts.store()
+            apply, tried = store.apply, asyncio.Event()
+
+            def away(change: Change) -> asyncio.Future[Change]:
+                failed: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
+                failed.set_exception(StoreError("the database is away"))
+                tried.set()
+                return failed
+
+            store.apply = away  # type: ignore[method-assign]
+            gate.go.set()
+            await tried.wait()
+            store.apply = apply  # type: ignore[method-assign]
+            assert statuses(await until(one, is_over))[-1] == "succeeded"
+            assert await ended(workers.two, thread_id) == ["succeeded"]
 
 
 async def ended(worker: WorkerServer, thread_id: str) -> list[str]:
