@@ -14,7 +14,7 @@ from dependency_injector import containers, providers
 
 from dooers.analytics import Collector
 from dooers.broadcast import Broadcast, Teller
-from dooers.brokers import open_broker
+from dooers.brokers import Broker, open_broker
 from dooers.clock import SystemClock
 from dooers.config import WorkerConfig
 from dooers.context import WorkerAnalytics, WorkerIncoming, WorkerMemory, WorkerSettings
@@ -83,8 +83,9 @@ def _new_id(clock: SystemClock) -> str:
     return clock.new_id()
 
 
-def _announcing(config: WorkerConfig, process_id: Callable[[], str]) -> Beside | None:
-    return open_broker(config).announcing(process_id)
+def _beside(broker: Callable[[], Broker], process_id: Callable[[], str]) -> Beside | None:
+    """What the store has to say by itself, of the broker and the process as they are when it writes."""
+    return (lambda changes: broker().announce(changes, process_id())) if broker().by_store else None
 
 
 class Worker(containers.DeclarativeContainer):
@@ -95,12 +96,11 @@ class Worker(containers.DeclarativeContainer):
     shape = providers.Singleton(SettingsShape, config.provided.settings_schema)
     # Who this process is, among others that run the same worker: another one each time the worker opens.
     process_id = providers.Singleton(_new_id, clock)
-    announcing = providers.Singleton(_announcing, config, process_id.provider)
-    store = providers.Singleton(open_store, config, announcing)
+    broker = providers.Singleton(open_broker, config)
+    store = providers.Singleton(open_store, config, providers.Singleton(_beside, broker.provider, process_id.provider))
     vault = providers.Singleton(Vault, config.provided.settings_encryption_key)
     # Made anew each time the worker opens.
     broadcast = providers.Singleton(Broadcast, clock)
-    broker = providers.Singleton(open_broker, config)
     relay = providers.Singleton(Relay, broadcast, broker, store, process_id)
     collector = providers.Singleton(Collector, config, relay, clock)
     quotas = providers.Singleton(Quotas, config)
@@ -112,7 +112,7 @@ class Worker(containers.DeclarativeContainer):
 
 
 # What outlives the event loop that a worker was opened on. All else is made anew each time it opens.
-LASTING = {"config", "clock", "shape", "announcing", "store", "vault"}
+LASTING = {"config", "clock", "shape", "store", "vault"}
 
 
 async def open_parts(worker: Worker) -> None:

@@ -5,14 +5,16 @@ A broker carries texts; what they mean is `news.py`'s business, what becomes of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError
-from dooers.stores.sql_postgres import Beside
+from dooers.models import Change
+from dooers.stores.sql import Statement
 
 __all__ = ["BROKERS", "Broker", "open_broker"]
 
@@ -34,11 +36,13 @@ class Broker(Protocol):
         """The most bytes that one text may have; None for any."""
         ...
 
-    def announcing(self, process_id: Callable[[], str]) -> Beside | None:
-        """Where the store can tell of a Change in the very transaction that writes it: what is to be added to its statement.
+    @property
+    def by_store(self) -> bool:
+        """Whether the store tells of Changes, in the transaction that writes them. Else each is told once it is stored."""
+        ...
 
-        None where it cannot: then each Change is told once it is stored.
-        """
+    def announce(self, changes: Sequence[Change], sender: str) -> AbstractContextManager[Statement | None]:
+        """For such a store, while it writes Changes: what it has to add to its statement. Nothing where nobody is there to hear it."""
         ...
 
     async def open(self, heard: Callable[[str], None], missed: Callable[[], None]) -> None:
