@@ -933,6 +933,30 @@ async def test_any_text_may_be_an_id(store: CosmosStore, value: str) -> None:
 # ---------------------------------------------------------------- a worker on it
 
 
+async def test_a_worker_closes_the_runs_of_a_dead_process_on_cosmos(config: WorkerConfig) -> None:
+    worker = WorkerServer(evolve(config, run_heartbeat=0.05, run_timeout=0.2))
+
+    @worker.handler
+    async def agent(incoming: Any, send: Any) -> AsyncIterator[Any]:
+        yield send.text(f"re: {incoming.message}")
+
+    async with running(config) as store:
+        (run,) = await running_in(store, "dead")
+        try:
+            who: dict[str, Any] = {"organization_id": "o", "workspace_id": "w", "user_id": "u"}
+            await (await worker.dispatch(message="elsewhere", **who)).collect()
+            async with asyncio.timeout(10):
+                while not await store.events(EventQuery(thread_id=run.thread_id)):
+                    await asyncio.sleep(0.01)
+            closed = await store.run(run.id)
+            assert closed is not None
+            (notice,) = await store.events(EventQuery(thread_id=run.thread_id))
+            assert (closed.status, texts([notice])) == ("failed", [closed.error])
+            assert (notice.actor, notice.notice) == ("system", True)
+        finally:
+            await worker.close()
+
+
 async def test_a_worker_answers_and_remembers_on_cosmos(config: WorkerConfig, line: Between) -> None:
     worker = WorkerServer(evolve(config, database_host=line.url))
 
