@@ -22,6 +22,9 @@ from datetime import datetime
 from itertools import chain
 from math import ceil
 from typing import Any
+from uuid import uuid4
+
+from attrs import frozen
 
 from dooers.exceptions import StoreError
 from dooers.models import Run
@@ -40,6 +43,15 @@ KEPT = 3600
 GRAVES = 16
 
 
+@frozen
+class _Grave:
+    """Runs of one thread that are to be closed in one transaction, and the mark by which it is known again."""
+
+    thread_id: str
+    names: list[str]
+    mark: str
+
+
 class Beats:
     """What one process knows of the others' signs of life."""
 
@@ -49,6 +61,8 @@ class Beats:
         self._seconds = ceil(run_timeout) + KEPT
         # Every run that runs has given a sign since then, or then.
         self._alive_since: datetime | None = None
+        # What could not be closed, or was and nobody heard of it.
+        self._unsure: list[_Grave] = []
         self._room = asyncio.Semaphore(GRAVES)
 
     def sign(self, process_id: str, at: datetime) -> tuple[str, list[Operation]]:
@@ -84,12 +98,13 @@ class Beats:
                 dead[row["thread_id"]].append(row["id"])
             elif self._alive_since is not None:
                 self._alive_since = min(self._alive_since, last)
-        graves = [
-            self._close(thread_id, names[first : first + BATCH - 1], at, error)
-            for thread_id, names in dead.items()
-            for first in range(0, len(names), BATCH - 1)
-        ]
-        return list(chain.from_iterable(await asyncio.gather(*graves)))
+        graves, self._unsure = self._unsure, []
+        known = {name for grave in graves for name in grave.names}
+        for thread_id, names in dead.items():
+            new = [name for name in names if name not in known]
+            for first in range(0, len(new), BATCH - 1):
+                graves.append(_Grave(thread_id, new[first : first + BATCH - 1], uuid4().hex[:20]))
+        return list(chain.from_iterable(await asyncio.gather(*(self._close(grave, at, error) for grave in graves))))
 
     async def _heard(self, process_ids: Collection[str]) -> dict[Any, datetime]:
         """When these processes last said that they live; those that did."""
@@ -97,12 +112,13 @@ class Beats:
         found = await asyncio.gather(*read)
         return {one: moment(sign["at"]) for one, sign in zip(process_ids, found, strict=True) if sign is not None}
 
-    async def _close(self, thread_id: str, names: list[str], at: datetime, error: str) -> list[Run]:
+    async def _close(self, grave: _Grave, at: datetime, error: str) -> list[Run]:
         async with self._room:
             try:
-                return await self._writer.bury(thread_id, names, at, error)
+                return await self._writer.bury(grave.thread_id, grave.names, grave.mark, at, error)
             except (StoreError, Conflict) as failed:
                 # Those of other threads are closed: whoever asked must hear of them. These are looked at again.
                 self._alive_since = None
-                log.warning("runs of a dead process in thread %s could not be closed: %r", thread_id, failed)
+                self._unsure.append(grave)
+                log.warning("runs of a dead process in thread %s could not be closed: %r", grave.thread_id, failed)
                 return []

@@ -205,9 +205,9 @@ class Writer:
             made[run.id] = run_document(begun, thread.worker_id, since, None if begun.status == "running" else version)
         return made
 
-    async def bury(self, thread_id: str, names: Sequence[str], at: datetime, error: str) -> list[Run]:
-        """Close as failed those of a thread's runs that still run. Which they were: a run is given to one who asks."""
-        tries, mark = Tries(self._timeout), uuid4().hex[:20]
+    async def bury(self, thread_id: str, names: Sequence[str], mark: str, at: datetime, error: str) -> list[Run]:
+        """Close as failed those of a thread's runs that still run. Which they were: each is given to one mark."""
+        tries = Tries(self._timeout)
         while True:
             self._known.pop(thread_id, None)
             try:

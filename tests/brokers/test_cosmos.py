@@ -171,7 +171,7 @@ async def test_the_lease_of_a_process_that_died_is_taken_over_when_its_time_is_o
     config: WorkerConfig, store: CosmosStore, line: Between
 ) -> None:
     async with broker_of(config, **SHORT) as two, broker_of(config, **SHORT) as three:
-        async with broker_of(config, database_host=line.url, database_timeout=0.3, **SHORT) as dying:
+        async with broker_of(config, database_host=line.url, **SHORT) as dying:
             await locked(dying)
             line.rule = unplug  # from here on nothing it does can be noticed
             began = time.monotonic()
@@ -194,7 +194,7 @@ async def test_a_lease_lost_to_somebody_else_is_a_warning_and_is_not_let_go_for_
     config: WorkerConfig, store: CosmosStore, line: Between, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with broker_of(config, **SHORT) as quick:
-        async with broker_of(config, database_host=line.url, database_timeout=0.3, **SHORT) as slow:
+        async with broker_of(config, database_host=line.url, **SHORT) as slow:
             await locked(slow)
             line.rule = unplug
             await locked(quick)
@@ -405,11 +405,11 @@ async def test_a_renewal_that_gets_no_answer_or_a_late_one_does_not_cost_the_lea
 async def test_a_service_that_does_not_answer_is_a_store_error_and_the_next_try_is_a_fresh_one(
     config: WorkerConfig, store: CosmosStore, line: Between
 ) -> None:
-    async with broker_of(config, database_host=line.url, database_timeout=0.4) as one:
+    async with broker_of(config, database_host=line.url, database_timeout=1.5) as one:
 
         async def quiet(asked: Asked) -> web.Response | None:
             await asked.go_on()
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(2)
             return None
 
         for way in (unplug, quiet):

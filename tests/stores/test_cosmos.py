@@ -643,7 +643,7 @@ async def test_more_dead_runs_of_one_thread_than_a_transaction_holds_are_buried(
 async def test_a_thread_that_cannot_be_written_keeps_none_of_the_other_dead_and_is_tried_again(
     config: WorkerConfig, line: Between
 ) -> None:
-    async with running(config, database_host=line.url, database_timeout=0.3) as far:
+    async with running(config, database_host=line.url, database_timeout=2.0) as far:
         (bad,), (good,) = await running_in(far), await running_in(far)
 
         async def refuse(asked: Asked) -> web.Response | None:
@@ -660,7 +660,7 @@ async def test_a_thread_that_cannot_be_written_keeps_none_of_the_other_dead_and_
 async def test_a_service_that_does_not_answer_is_a_store_error_and_looking_goes_on(
     config: WorkerConfig, line: Between
 ) -> None:
-    async with running(config, database_host=line.url, database_timeout=0.3) as far:
+    async with running(config, database_host=line.url) as far:
         (run,) = await running_in(far)
         line.rule = unplug
         with pytest.raises(StoreError):
@@ -669,6 +669,26 @@ async def test_a_service_that_does_not_answer_is_a_store_error_and_looking_goes_
             await far.bury(later(1), later(60), "lost")
         line.rule = once(unplug, lambda asked: False)
         assert [one.id for one in await far.bury(later(1), later(60), "lost")] == [run.id]
+
+
+async def test_a_burial_that_nobody_heard_of_is_told_by_the_next_look(config: WorkerConfig, line: Between) -> None:
+    async with running(config, database_host=line.url) as far:
+        (run,) = await running_in(far)
+        gone = False
+
+        async def then_nothing(asked: Asked) -> web.Response | None:
+            nonlocal gone
+            if gone:
+                return None
+            gone = asked.writes("run")
+            return await (lose(asked) if gone else asked.go_on())
+
+        line.rule = then_nothing
+        assert await far.bury(later(1), later(60), "lost") == []
+        line.rule = once(unplug, lambda asked: False)
+        (buried,) = await far.bury(later(1), later(62), "again")
+        assert buried == evolve(run, status="failed", ended_at=later(60), error="lost")
+        assert await far.bury(later(100), later(100), "again") == []
 
 
 @pytest.mark.usefixtures("impatient")
