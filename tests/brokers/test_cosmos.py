@@ -6,8 +6,9 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from dooers.brokers.cosmos import LOOK_AT_MOST, CosmosBroker
 from dooers.brokers.memory import MemoryBroker
 from dooers.exceptions import ConfigError, StoreError
 from dooers.stores.cosmos import CosmosStore
+from dooers.stores.cosmos_documents import lease_document
 
 # A lease of so many seconds: long enough for a busy machine to renew it, short enough to wait for its end.
 SHORT = {"run_heartbeat": 0.3, "run_timeout": 1.2}
@@ -190,6 +192,35 @@ async def test_the_lease_of_a_process_that_died_is_taken_over_when_its_time_is_o
             await asyncio.wait_for(asyncio.gather(*tasks), WITHIN)
 
 
+async def test_of_many_who_take_over_at_once_one_does(
+    config: WorkerConfig, store: CosmosStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dooers.brokers.cosmos.LOOK_AT_MOST", 0.02)
+    inside, most = 0, 0
+    for number in range(5):
+        dead = lease_document(f"k{number}", "a dead process", 60)
+        await store._container.commit(dead["pk"], [("create", (dead,), {})])
+
+    async def work(broker: CosmosBroker, key: str, held: Counter[str]) -> None:
+        nonlocal inside, most
+        await broker.lock(key)
+        held[key] += 1
+        most = max(most, held[key])
+        inside += 1
+        await asyncio.sleep(0.02)
+        held[key] -= 1
+        broker.unlock(key)
+
+    held: Counter[str] = Counter()
+    async with AsyncExitStack() as stack:
+        brokers = [await stack.enter_async_context(broker_of(config, **SHORT)) for _ in range(5)]
+        async with asyncio.timeout(2 * WITHIN):
+            await asyncio.gather(*(work(broker, f"k{n}", held) for n in range(5) for broker in brokers))
+    assert (most, inside) == (1, 25)
+    assert await leases(store) == []
+    assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
+
+
 async def test_a_lease_lost_to_somebody_else_is_a_warning_and_is_not_let_go_for_them(
     config: WorkerConfig, store: CosmosStore, line: Between, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -301,6 +332,22 @@ async def test_whoever_is_cancelled_while_the_key_is_being_given_leaves_nothing_
         await asyncio.wait_for(asyncio.gather(*rest), WITHIN)
 
 
+async def test_whoever_is_cancelled_before_a_lost_answer_is_made_good_leaves_nothing_behind(
+    config: WorkerConfig, store: CosmosStore, line: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dooers.brokers.cosmos.LOOK", WITHIN)
+    async with broker_of(config, database_host=line.url) as one:
+        line.rule = once(lose)
+        taking = asyncio.create_task(one.lock("k"))
+        async with asyncio.timeout(WITHIN):
+            while one._tasks or not await leases(store):  # until it pauses before it looks
+                await asyncio.sleep(0.01)
+        assert not taking.done()
+        taking.cancel()
+        await asyncio.wait([taking])
+        await nothing_is_left(store, one)
+
+
 async def test_closing_in_the_midst_of_taking_leaves_nothing_behind(
     config: WorkerConfig, store: CosmosStore, line: Between
 ) -> None:
@@ -400,6 +447,21 @@ async def test_a_renewal_that_gets_no_answer_or_a_late_one_does_not_cost_the_lea
         one.unlock("k")
         await asyncio.wait_for(waiting, WITHIN)
         assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
+
+
+async def test_an_answer_that_comes_late_is_no_lease_until_it_is_written_anew(
+    config: WorkerConfig, store: CosmosStore, line: Between
+) -> None:
+    async with broker_of(config, database_host=line.url, **SHORT) as one:
+
+        async def slow(asked: Asked) -> web.Response | None:
+            answer = await asked.go_on()
+            await asyncio.sleep(SHORT["run_timeout"] * 2 / 3)
+            return answer
+
+        line.rule = once(slow)
+        await locked(one)
+        assert [asked.batch[0]["operationType"] for asked in line.asked if asked.batch] == ["Create", "Replace"]
 
 
 async def test_a_service_that_does_not_answer_is_a_store_error_and_the_next_try_is_a_fresh_one(
