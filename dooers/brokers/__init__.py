@@ -75,13 +75,16 @@ BROKERS: dict[str, tuple[str, str]] = {
     "memory": ("dooers.brokers.memory", "MemoryBroker"),
     "postgres": ("dooers.brokers.postgres", "PostgresBroker"),
     "postgresql": ("dooers.brokers.postgres", "PostgresBroker"),
+    "cosmos": ("dooers.brokers.cosmos", "CosmosBroker"),
 }
+# It carries no news, and each turn costs request units: only who asks for it gets it.
+_BY_URL_ONLY = {"cosmos"}
 
 
 def open_broker(config: WorkerConfig) -> Broker:
     """The broker a config asks for, not yet opened: by `broker_url`, else the one that comes with the database."""
     scheme = urlsplit(config.broker_url).scheme if config.broker_url else config.database_type
-    if config.broker_url is None and scheme not in BROKERS:
+    if config.broker_url is None and (scheme not in BROKERS or scheme in _BY_URL_ONLY):
         scheme = "memory"
     if scheme not in BROKERS:
         raise ConfigError(
