@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError
@@ -77,7 +76,7 @@ BROKERS: dict[str, tuple[str, str]] = {
 
 def open_broker(config: WorkerConfig) -> Broker:
     """The broker a config asks for, not yet opened: by `broker_url`, else the one that comes with the database."""
-    scheme = urlsplit(config.broker_url).scheme if config.broker_url else config.database_type
+    scheme = config.broker_url.partition(":")[0] if config.broker_url else config.database_type
     if config.broker_url is None and scheme not in BROKERS:
         scheme = "memory"
     if scheme not in BROKERS:
