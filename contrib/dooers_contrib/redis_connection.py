@@ -24,7 +24,7 @@ try:
     from redis.backoff import NoBackoff
     from redis.exceptions import ReadOnlyError, RedisError
 except ModuleNotFoundError as missing:
-    if missing.name != "redis":
+    if (missing.name or "").partition(".")[0] != "redis":
         raise
     raise ModuleNotFoundError("pip install 'dooers-workers-server[redis]'", name="redis") from None
 
