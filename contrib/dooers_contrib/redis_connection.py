@@ -8,6 +8,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any
@@ -184,7 +185,9 @@ class Mouth:
                 try:
                     async with asyncio.timeout(self._patience):
                         await self._send()
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
+                    if _to_end():
+                        raise
                     if pause == FIRST:
                         log.warning(
                             "the broker cannot reach Redis (%s); what it has to say waits", type(error).__name__
@@ -238,6 +241,12 @@ class Mouth:
                 question.answer.set_result(answer)
 
 
+def _to_end() -> bool:
+    """Whether somebody ends this task. Closing a connection twice may look like it, and must end no task."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def _fail(question: _Question, why: str) -> None:
     if not question.answer.done():
         question.answer.set_exception(StoreError(why))
@@ -278,14 +287,17 @@ class Ear:
                 else:
                     listening.set_result(None)
                 await self._listen(connection)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if _to_end():
+                    raise
                 if not listening.done():
-                    listening.set_exception(error)
+                    listening.set_exception(error if isinstance(error, Exception) else ConnectionError())
                     return
                 if pause == FIRST:
                     log.warning("the broker has lost Redis (%s), and tries to come back", type(error).__name__)
             finally:
-                await connection.disconnect(nowait=True)
+                with suppress(Exception):
+                    await connection.disconnect(nowait=True)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LATER)
 
