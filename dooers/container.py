@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,7 +21,7 @@ from dooers.context import WorkerAnalytics, WorkerIncoming, WorkerMemory, Worker
 from dooers.exceptions import NotConfiguredError, SignatureError, StoreError
 from dooers.inject import TurnValue, TypedSnapshot
 from dooers.lanes import Lanes
-from dooers.models import Identity
+from dooers.models import Change, Identity
 from dooers.pulse import Pulse
 from dooers.quota import Quotas
 from dooers.relay import Relay
@@ -31,6 +31,7 @@ from dooers.schema import SettingsSchema
 from dooers.send import WorkerSend
 from dooers.settings import TypedSettings
 from dooers.stores import Store, open_store
+from dooers.stores.sql import Statement
 from dooers.stores.sql_postgres import Beside
 from dooers.vault import Vault
 
@@ -85,7 +86,12 @@ def _new_id(clock: SystemClock) -> str:
 
 def _beside(broker: Callable[[], Broker], process_id: Callable[[], str]) -> Beside | None:
     """What the store has to say by itself, of the broker and the process as they are when it writes."""
-    return (lambda changes: broker().announce(changes, process_id())) if broker().by_store else None
+
+    def beside(changes: Sequence[Change]) -> AbstractContextManager[Statement | None]:
+        announce = broker().announce
+        return nullcontext() if announce is None else announce(changes, process_id())
+
+    return None if broker().announce is None else beside
 
 
 class Worker(containers.DeclarativeContainer):

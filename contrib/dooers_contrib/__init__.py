@@ -1,1 +1,1 @@
-"""Optional integrations, one module and one extra each, on dooers' public names only: `jwt` (with its keys in `jwks`)."""
+"""Optional integrations, one module and one extra each, on dooers' public names: `jwt` (with its keys in `jwks`), `redis`."""

@@ -1,213 +1,289 @@
-"""A broker over Redis (or Valkey): pub/sub for what is told, a key with a lease for each lock. `broker_url="redis://host:6379/0"`.
+"""A broker over Redis or Valkey: pub/sub for what is told, a key with a lease for each lock. `broker_url="redis://host:6379/0"`.
 
-Pub/sub keeps nothing: what is said while a process is away is not heard. It is told so when it is back, and reads the store. The same
-where Redis itself was restarted. Durability is the database's business, never Redis's: none of its persistence needs to be on.
+Not a store: pub/sub keeps nothing. Who was away is told that it missed something, and reads the database. So none of Redis's own
+persistence needs to be on; restarted, it knows no locks, and whoever holds one takes it back. One server (with or without replicas), not
+a cluster; two connections a process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable
+import platform
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from itertools import count
+from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from dooers import StoreError, WorkerConfig
+import orjson
 
-try:
-    from redis.asyncio import Redis
-    from redis.exceptions import RedisError
-except ModuleNotFoundError as missing:
-    if missing.name != "redis":
-        raise
-    raise ModuleNotFoundError("pip install 'dooers-workers-server[redis]'", name="redis") from None
+from dooers import StoreError, WorkerConfig
+from dooers.brokers.keylocks import KeyLocks
+from dooers_contrib.redis_connection import ConnectionPool, Ear, Mouth, RedisError, new_pool, read_url
 
 __all__ = ["RedisBroker"]
 
 log = logging.getLogger("dooers")
 
-# A lock is leased for this long, in seconds, and renewed three times as often: who dies lets go of it in so many.
-LEASE = 6.0
-# Seconds between two looks whether a lock is free; whoever frees one that is wanted says so at once.
-LOOK = 0.5
-WAITING = 10_000
+# Seconds that closing may take, at most.
+CLOSING = 2.0
+# How many processes are remembered by the number of what they said last.
+SENDERS = 1_000
 
+# Each of these may be run twice without harm, for an answer that was lost says nothing about whether it was done. KEYS: the lock, and
+# the list of those who want it. ARGV: the token of who asks, and the lease.
+#
+# Takes the lock, or stands in line for it; then the answer is in how many milliseconds it is worth another look.
+_TAKE = """
+local holder = redis.call('get', KEYS[1])
+if not holder or holder == ARGV[1] then
+    redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2])
+    redis.call('lrem', KEYS[2], 0, ARGV[1])
+    return 0
+end
+if not redis.call('lpos', KEYS[2], ARGV[1]) then redis.call('rpush', KEYS[2], ARGV[1]) end
+redis.call('pexpire', KEYS[2], 10 * ARGV[2])
+local left = redis.call('pttl', KEYS[1])
+return left > 0 and left or tonumber(ARGV[2])
+"""
+# Lets go of the lock, or of the place in line. The first in line whose process is there has it then, and is told so: who frees a lock
+# that others want cannot be faster than they are.
 _FREE = """
-if redis.call('get', KEYS[1]) == ARGV[1] then
-    redis.call('del', KEYS[1])
-    redis.call('publish', ARGV[2], 'free ' .. KEYS[1])
+redis.call('lrem', KEYS[2], 0, ARGV[1])
+if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
+while true do
+    local heir = redis.call('lpop', KEYS[2])
+    if not heir then return redis.call('del', KEYS[1]) end
+    redis.call('set', KEYS[1], heir, 'PX', ARGV[2])
+    if redis.call('publish', ARGV[3] .. string.sub(heir, 1, 32), heir .. ' ' .. ARGV[4]) > 0 then return 1 end
 end
 """
-_RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end return 0"
+# Holds the lock for another lease: 1, or 2 where Redis had forgotten it, or 0 where it is somebody else's by now.
+_KEEP = """
+local holder = redis.call('get', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return holder and 1 or 2
+"""
 
 
 class RedisBroker:
-    """An ordinary broker, over a Redis server."""
+    """An ordinary broker, over a Redis server. Its URL is what redis-py reads: `rediss://` for TLS, `unix:///path/to.sock?db=0`.
+
+    Who shares a Redis hears each other if they share the database: its type, its name and the prefix of its tables. Not its host, which may
+    have another name on another machine: databases of the same name on several servers need each their own Redis database (`/1`), or
+    `?channel=staging`. A SQLite file is one machine's, and its path is resolved; a database in memory is nobody else's.
+
+    All times follow from `run_timeout`, how long somebody gives no sign of life before he counts as dead: a lock is leased for so long and
+    renewed three times as often, a third of it is how long Redis may take to answer, and a connection that is dead is found out in two.
+    """
 
     alone = False
-    by_store = False
-    limit: int | None = 16 * 1024 * 1024
+    # Redis cuts off who is 32 MiB behind, if nobody told it otherwise.
+    limit: int | None = 8 * 1024 * 1024
+    announce = None
 
     def __init__(self, config: WorkerConfig) -> None:
-        self._url = config.broker_url or "redis://localhost:6379/0"
+        self._url, db, channel = read_url(config.broker_url or "redis://localhost:6379/0")
         self._timeout = config.database_timeout
-        # Workers that share a Redis are told apart by their tables.
-        name = f"dooers:{config.database_name}:{config.database_table_prefix}"
-        self._channel, self._free_channel, self._lock_prefix = f"{name}:news", f"{name}:free", f"{name}:lock:"
-        self._redis: Any = None
-        self._me = token_hex(16)
-        self._waiting: deque[str] = deque(maxlen=WAITING)
-        self._something = asyncio.Event()
-        self._freed: dict[str, set[asyncio.Event]] = {}
-        self._held: dict[str, str] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._lease = config.run_timeout
+        self._patience = max(self._lease / 3, 0.1)
+        self._name = f"dooers:{db}:{f'channel:{channel}' if channel else _database(config)}"
+        self._mouth: Mouth | None = None
+        self._me = ""
+        self._tokens = count()
+        self._keys = KeyLocks()
+        self._held: dict[str, str] = {}  # and the token of each; "" once it was lost
+        self._turns: dict[str, tuple[str, asyncio.Event]] = {}  # by the token of who waits: the key, and when to look
+        self._renew = asyncio.Event()
+        self._last: dict[str, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
         self._heard: Callable[[str], None] = lambda text: None
         self._missed: Callable[[], None] = lambda: None
 
-    # ------------------------------------------------------------ the connection
+    # ------------------------------------------------------------ the connections
 
     async def open(self, heard: Callable[[str], None], missed: Callable[[], None]) -> None:
         self._heard, self._missed = heard, missed
-        self._redis = Redis.from_url(
-            self._url, decode_responses=True, socket_connect_timeout=self._timeout, health_check_interval=15
-        )
+        self._me = token_hex(16)  # not earlier: there may have been a fork
+        self._last, self._renew = {}, asyncio.Event()
+        pool = new_pool(self._url, self._patience, f"dooers-{self._me}")
+        mouth = Mouth(pool, f"{self._name}:news", self._me, self._patience)
+        ear = Ear(pool, (f"{self._name}:news", f"{self._name}:to:{self._me}"), self._patience, self._hear, self._back)
         listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        listener = self._spawn(self._listen(listening))
+        works = (mouth.run(), ear.run(listening), self._keep(mouth))
+        self._tasks = [asyncio.create_task(work, name="dooers-broker") for work in works]
+        self._mouth = mouth
         try:
             async with asyncio.timeout(self._timeout):
                 await listening
+                await self._let_go(mouth, "", "nobody")  # and it lets us speak
         except BaseException as error:
-            listener.cancel()
-            await self._redis.aclose()
+            self._mouth = None
+            await self._end(pool, mouth)
             if isinstance(error, RedisError | OSError | TimeoutError):
                 raise StoreError(f"the broker cannot reach Redis ({type(error).__name__})") from error
             raise
-        self._spawn(self._speak())
-        self._spawn(self._renew())
+        self._pool = pool
 
     async def close(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(self._timeout, 2.0)):
-                while self._waiting:
-                    await asyncio.sleep(0.005)
-        for key in list(self._held):
-            with suppress(RedisError, OSError):
-                await self._free(key, self._held.pop(key))
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._redis is not None:
-            with suppress(RedisError, OSError):
-                await self._redis.aclose()
-
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.create_task(work, name="dooers-broker")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _listen(self, listening: asyncio.Future[None]) -> None:
-        """Hear what is told. Whenever the connection comes back, something may have been missed."""
-        pause = 0.05
-        while True:
-            try:
-                async with self._redis.pubsub() as ear:
-                    await ear.subscribe(self._channel, self._free_channel)
-                    await ear.get_message(timeout=self._timeout)  # that we are subscribed
-                    if listening.done():
-                        self._missed()
-                    else:
-                        listening.set_result(None)
-                    pause = 0.05
-                    while True:
-                        said = await ear.get_message(ignore_subscribe_messages=True, timeout=None)
-                        if said is not None:
-                            self._hear(said["channel"], said["data"])
-            except (RedisError, OSError) as error:
-                if not listening.done():
-                    listening.set_exception(error)
-                    return
-                log.warning("the broker has lost Redis: %s", type(error).__name__)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 2.0)
-
-    def _hear(self, channel: str, text: str) -> None:
-        if channel == self._channel:
-            self._heard(text)
+        mouth, self._mouth = self._mouth, None
+        if mouth is None:
             return
-        for event in self._freed.get(text.removeprefix("free "), ()):
-            event.set()
+        for key, token in self._held.items():
+            self._let_go(mouth, key, token)
+            self._keys.release(key)
+        self._held.clear()
+        for token, (key, turn) in self._turns.items():
+            self._let_go(mouth, key, token)
+            turn.set()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSING):
+                    await mouth.drain()
+        finally:
+            await self._end(self._pool, mouth)
 
-    # ------------------------------------------------------------ speaking
+    async def _end(self, pool: ConnectionPool, mouth: Mouth) -> None:
+        mouth.close()
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        try:
+            await asyncio.wait(tasks)
+        finally:
+            with suppress(RedisError, OSError):
+                await pool.disconnect()
+
+    def _back(self) -> None:
+        """The connection was away. If Redis was, it may have forgotten the locks: who holds one goes first, then who wants one."""
+        self._renew.set()
+        asyncio.get_running_loop().call_later(self._lease / 6, self._look)
+        self._missed()
+
+    # ------------------------------------------------------------ speaking and hearing
 
     def tell(self, text: str) -> None:
-        self._waiting.append(text)
-        self._something.set()
+        if self._mouth is not None:
+            self._mouth.say(text)
 
-    async def _speak(self) -> None:
-        while True:
-            await self._something.wait()
-            self._something.clear()
-            while self._waiting:
-                texts = [self._waiting.popleft() for _ in range(min(len(self._waiting), 100))]
-                try:
-                    async with self._redis.pipeline(transaction=False) as pipe:
-                        for text in texts:
-                            pipe.publish(self._channel, text)
-                        await pipe.execute()
-                except (RedisError, OSError) as error:
-                    log.info("what the broker had to say waits: %s", type(error).__name__)
-                    self._waiting.extendleft(reversed(texts))
-                    await asyncio.sleep(LOOK)
+    def _hear(self, channel: str, data: bytes) -> None:
+        try:
+            if channel.endswith(":news"):
+                self._hear_news(*orjson.loads(data))
+            else:
+                self._hear_turn(*data.decode().split(" ", 1))
+        except Exception:
+            log.exception("what the broker heard on %s was not understood", channel)
+
+    def _hear_news(self, sender: str, number: int, dropped: bool, texts: list[str]) -> None:
+        if sender == self._me or number <= self._last.get(sender, 0):
+            return
+        self._last.pop(sender, None)
+        self._last[sender] = number
+        if len(self._last) > SENDERS:
+            del self._last[next(iter(self._last))]
+        if dropped:
+            self._missed()
+        for text in texts:
+            self._heard(text)
+
+    def _hear_turn(self, token: str, key: str) -> None:
+        """A key was given to us, while we waited for it or no more."""
+        if token in self._turns:
+            self._turns[token][1].set()
+        elif self._mouth is not None and self._held.get(key) != token:
+            self._let_go(self._mouth, key, token)
 
     # ------------------------------------------------------------ locks
 
     async def lock(self, key: str) -> None:
-        name, token = self._lock_prefix + key, f"{self._me}:{token_hex(8)}"
-        freed = asyncio.Event()
-        self._freed.setdefault(name, set()).add(freed)
+        await self._keys.acquire(key)
+        mouth, token = self._mouth, f"{self._me}:{next(self._tokens)}"
         try:
-            while not await self._take(name, token):
-                freed.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK):
-                        await freed.wait()
-        except asyncio.CancelledError:
-            # It may have been given to us in this moment.
-            self._spawn(self._let_go(name, token))
+            if mouth is None:
+                raise StoreError("this broker is not open")
+            await self._take(mouth, key, token)
+        except BaseException as error:
+            # It may be given to us in this moment. What lets go of it comes after what asked for it.
+            if mouth is not None:
+                self._let_go(mouth, key, token)
+            self._keys.release(key)
+            if isinstance(error, TimeoutError):
+                raise StoreError(f"Redis gave no answer in {self._timeout:g} seconds") from error
             raise
-        finally:
-            self._freed[name].discard(freed)
-            if not self._freed[name]:
-                del self._freed[name]
         self._held[key] = token
-
-    async def _take(self, name: str, token: str) -> bool:
-        try:
-            return bool(await self._redis.set(name, token, nx=True, px=int(LEASE * 1000)))
-        except (RedisError, OSError) as error:
-            raise StoreError(f"the broker cannot reach Redis ({type(error).__name__})") from error
 
     def unlock(self, key: str) -> None:
         token = self._held.pop(key, None)
-        if token is not None:
-            self._spawn(self._let_go(self._lock_prefix + key, token))
+        if token is not None and self._mouth is not None:
+            self._let_go(self._mouth, key, token)
+            self._keys.release(key)
 
-    async def _let_go(self, name: str, token: str) -> None:
-        with suppress(RedisError, OSError):  # then the lease ends by itself
-            await self._redis.eval(_FREE, 1, name, token, self._free_channel)
+    async def _take(self, mouth: Mouth, key: str, token: str) -> None:
+        turn = asyncio.Event()
+        self._turns[token] = key, turn
+        try:
+            while True:
+                async with asyncio.timeout(self._timeout):
+                    left = await mouth.ask("EVAL", _TAKE, 2, *self._of(key), token, self._milliseconds)
+                if self._mouth is not mouth:
+                    raise StoreError("this broker is not open any more")
+                if not left:
+                    return
+                # Whoever frees it says so. Whoever dies cannot: then its lease ends.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left / 1000 + 0.005):
+                        await turn.wait()
+                turn.clear()
+        finally:
+            del self._turns[token]
 
-    async def _free(self, key: str, token: str) -> None:
-        await self._let_go(self._lock_prefix + key, token)
+    def _look(self) -> None:
+        for _, turn in self._turns.values():
+            turn.set()
 
-    async def _renew(self) -> None:
+    def _let_go(self, mouth: Mouth, key: str, token: str) -> Awaitable[Any]:
+        # Later than a lease it is free anyhow.
+        return mouth.ask(
+            *("EVAL", _FREE, 2, *self._of(key), token, self._milliseconds, f"{self._name}:to:", key), within=self._lease
+        )
+
+    async def _keep(self, mouth: Mouth) -> None:
+        """Renew what is held, in time."""
         while True:
-            await asyncio.sleep(LEASE / 3)
-            for key, token in list(self._held.items()):
-                with suppress(RedisError, OSError):
-                    kept = await self._redis.eval(_RENEW, 1, self._lock_prefix + key, token, int(LEASE * 1000))
-                    if not kept and self._held.get(key) == token:
-                        log.warning("thread %s may be answered by two processes: Redis was away too long", key)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._lease / 3):
+                    await self._renew.wait()
+            self._renew.clear()
+            held = [(key, token) for key, token in self._held.items() if token]
+            asked = [mouth.ask("EVAL", _KEEP, 2, *self._of(key), token, self._milliseconds) for key, token in held]
+            for (key, token), answer in zip(held, asked, strict=True):
+                try:
+                    kept = await answer
+                except StoreError as error:
+                    log.warning("the lock of thread %s could not be renewed: %s", key, error)
+                    continue
+                if kept == 0 and self._held.get(key) == token:
+                    self._held[key] = ""
+                    log.warning(
+                        "thread %s may be answered by two processes: this one, or Redis, was away too long", key
+                    )
+
+    @property
+    def _milliseconds(self) -> int:
+        return max(1, int(self._lease * 1000))
+
+    def _of(self, key: str) -> tuple[str, str]:
+        return f"{self._name}:lock:{key}", f"{self._name}:want:{key}"
+
+
+def _database(config: WorkerConfig) -> str:
+    name = config.database_name
+    if config.database_type == "memory" or (config.database_type == "sqlite" and name == ":memory:"):
+        name = token_hex(16)
+    elif config.database_type == "sqlite":
+        name = f"{platform.node()}:{Path(name).resolve()}"
+    return f"{config.database_type}:{name}:{config.database_table_prefix}"

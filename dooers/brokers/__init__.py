@@ -8,15 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
-from typing import Protocol
-from urllib.parse import urlsplit
+from typing import Protocol, TypeAlias
 
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError
 from dooers.models import Change
 from dooers.stores.sql import Statement
 
-__all__ = ["BROKERS", "Broker", "open_broker"]
+__all__ = ["BROKERS", "Announce", "Broker", "open_broker"]
+
+
+# While these Changes are written: what the store is to add to its statement, so that others hear it in this sender's name. Nothing
+# where nobody is there to hear.
+Announce: TypeAlias = Callable[[Sequence[Change], str], AbstractContextManager[Statement | None]]
 
 
 class Broker(Protocol):
@@ -37,12 +41,11 @@ class Broker(Protocol):
         ...
 
     @property
-    def by_store(self) -> bool:
-        """Whether the store tells of Changes, in the transaction that writes them. Else each is told once it is stored."""
-        ...
+    def announce(self) -> Announce | None:
+        """Where the store can tell of Changes itself, in the transaction that writes them: what it is to do while it writes.
 
-    def announce(self, changes: Sequence[Change], sender: str) -> AbstractContextManager[Statement | None]:
-        """For such a store, while it writes Changes: what it has to add to its statement. Nothing where nobody is there to hear it."""
+        None where it cannot: then each Change is told once it is stored.
+        """
         ...
 
     async def open(self, heard: Callable[[str], None], missed: Callable[[], None]) -> None:
@@ -76,16 +79,18 @@ BROKERS: dict[str, tuple[str, str]] = {
     "postgres": ("dooers.brokers.postgres", "PostgresBroker"),
     "postgresql": ("dooers.brokers.postgres", "PostgresBroker"),
     "cosmos": ("dooers.brokers.cosmos", "CosmosBroker"),
+    "redis": ("dooers_contrib.redis", "RedisBroker"),
+    "rediss": ("dooers_contrib.redis", "RedisBroker"),
+    "unix": ("dooers_contrib.redis", "RedisBroker"),
 }
-# It carries no news, and each turn costs request units: only who asks for it gets it.
-_BY_URL_ONLY = {"cosmos"}
+# The broker that comes with a database; with the others a process is alone unless `broker_url` says otherwise.
+_COMES_WITH = {"postgres": "postgres:"}
 
 
 def open_broker(config: WorkerConfig) -> Broker:
     """The broker a config asks for, not yet opened: by `broker_url`, else the one that comes with the database."""
-    scheme = urlsplit(config.broker_url).scheme if config.broker_url else config.database_type
-    if config.broker_url is None and (scheme not in BROKERS or scheme in _BY_URL_ONLY):
-        scheme = "memory"
+    url = config.broker_url or _COMES_WITH.get(config.database_type, "memory:")
+    scheme = url.partition(":")[0]
     if scheme not in BROKERS:
         raise ConfigError(
             f"WorkerConfig.broker_url: expected one that begins with {', '.join(f'{s}:' for s in BROKERS)}"

@@ -65,6 +65,7 @@ class CosmosBroker:
 
     alone = True
     limit: int | None = None
+    announce = None
 
     def __init__(self, config: WorkerConfig) -> None:
         if config.database_type != "cosmos":
@@ -85,9 +86,6 @@ class CosmosBroker:
         self._stretch: dict[str, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._open = False
-
-    def announcing(self, process_id: str) -> None:
-        return None
 
     async def open(self, heard: Callable[[str], None], missed: Callable[[], None]) -> None:
         try:

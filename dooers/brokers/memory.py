@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 
 from dooers.brokers.keylocks import KeyLocks
 from dooers.config import WorkerConfig
 from dooers.exceptions import StoreError
-from dooers.models import Change
-from dooers.stores.sql import Statement
 
 __all__ = ["Hub", "MemoryBroker"]
 
@@ -27,7 +24,7 @@ class MemoryBroker:
     """An ordinary broker, within one event loop."""
 
     limit: int | None = None
-    by_store = False
+    announce = None
 
     def __init__(self, config: WorkerConfig | None = None, hub: Hub | None = None) -> None:
         self.alone = hub is None
@@ -35,9 +32,6 @@ class MemoryBroker:
         self._heard: Callable[[str], None] | None = None
         self._missed: Callable[[], None] | None = None
         self._held: set[str] = set()
-
-    def announce(self, changes: Sequence[Change], sender: str) -> AbstractContextManager[Statement | None]:
-        return nullcontext()
 
     async def open(self, heard: Callable[[str], None], missed: Callable[[], None]) -> None:
         self._heard, self._missed = heard, missed

@@ -21,6 +21,7 @@ from typing import Any
 
 import asyncpg
 
+from dooers.brokers import Announce
 from dooers.brokers.company import Company
 from dooers.brokers.keylocks import KeyLocks
 from dooers.config import WorkerConfig
@@ -70,7 +71,7 @@ class PostgresBroker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
-        self.by_store = config.database_type == "postgres"
+        self.announce: Announce | None = self._announce if config.database_type == "postgres" else None
         prefix = config.database_table_prefix
         # All processes that share these tables. A name that the server would find too long is told apart by its hash.
         self._channel = f"dooers_{prefix if len(prefix) < 40 else sha256(prefix.encode()).hexdigest()[:32]}"
@@ -93,7 +94,7 @@ class PostgresBroker:
         self._company = Company(token_hex(8), self._say_key, lambda: self._missed())
 
     @contextmanager
-    def announce(self, changes: Sequence[Change], sender: str) -> Iterator[Statement | None]:
+    def _announce(self, changes: Sequence[Change], sender: str) -> Iterator[Statement | None]:
         with self._company.writing() as told:
             yield (_ANNOUNCE, self._words(changes, sender)) if told else None
 

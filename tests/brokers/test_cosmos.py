@@ -113,7 +113,7 @@ def test_on_another_database_it_is_a_config_error(worker_config: WorkerConfig) -
 async def test_it_carries_no_news(config: WorkerConfig, store: CosmosStore) -> None:
     async with broker_of(config) as one, broker_of(config) as two:
         broker: Broker = one
-        assert (broker.alone, broker.limit, broker.announcing("p")) == (True, None, None)
+        assert (broker.alone, broker.limit, broker.announce) == (True, None, None)
         one.tell("nobody hears this")
         await locked(two)  # by now it would have come
 

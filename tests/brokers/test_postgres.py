@@ -7,7 +7,6 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from dooers.exceptions import ConfigError, NotFoundError, StoreError
 from dooers.models import Change, Run, Scope, TextPart, Thread, ThreadEvent
 from dooers.news import News, read
 from dooers.stores.postgres import PostgresStore
+from dooers.stores.sql_postgres import Beside
 
 
 class TestPostgresBroker(BrokerContract):
@@ -85,7 +85,7 @@ async def test_a_url_to_another_database_is_refused(postgres: Address, postgres_
 async def test_a_store_elsewhere_may_use_it_and_tells_by_it(postgres: Address, postgres_config: WorkerConfig) -> None:
     url = f"postgresql://{postgres.user}@/postgres?host={postgres.host}&port={postgres.port}"
     config = WorkerConfig(database_type="memory", broker_url=url)
-    assert not PostgresBroker(config).by_store
+    assert PostgresBroker(config).announce is None
     async with opened(config, config) as (one, two):
         one.broker.tell("hello")
         await two.hears("hello")
@@ -216,6 +216,12 @@ def a_run(run_id: str = "r") -> Run:
     return Run(id=run_id, thread_id="t", started_at=T0, process_id="writer")
 
 
+def beside_of(broker: PostgresBroker) -> Beside:
+    announce = broker.announce
+    assert announce is not None
+    return lambda changes: announce(changes, "writer")
+
+
 def opening(thread: Thread, event: ThreadEvent, **more: Any) -> Change:
     return Change(thread=thread, opens=True, events=(event,), **more)
 
@@ -228,7 +234,7 @@ async def other(postgres_config: WorkerConfig) -> AsyncIterator[Process]:
 
 @pytest.fixture
 async def store(postgres_config: WorkerConfig) -> AsyncIterator[PostgresStore]:
-    store = PostgresStore(postgres_config, beside=partial(PostgresBroker(postgres_config).announce, sender="writer"))
+    store = PostgresStore(postgres_config, beside=beside_of(PostgresBroker(postgres_config)))
     await store.open()
     yield store
     await store.close()
@@ -328,7 +334,7 @@ async def test_others_count_like_the_store_whoever_writes_and_however_much_at_on
     async with AsyncExitStack() as stack:
         stores = []
         for _ in range(2):
-            beside = partial(PostgresBroker(postgres_config).announce, sender="writer")
+            beside = beside_of(PostgresBroker(postgres_config))
             stores.append(PostgresStore(postgres_config, beside=beside))
             await stores[-1].open()
             stack.push_async_callback(stores[-1].close)
@@ -381,7 +387,7 @@ async def test_who_is_alone_says_nothing_until_somebody_comes_who_then_knows_to_
     async with AsyncExitStack() as stack:
         (one,) = await stack.enter_async_context(opened(postgres_config))
         assert isinstance(one.broker, PostgresBroker)
-        store = PostgresStore(postgres_config, beside=partial(one.broker.announce, sender="writer"))
+        store = PostgresStore(postgres_config, beside=beside_of(one.broker))
         await store.open()
         stack.push_async_callback(store.close)
         await is_alone(one, True)
