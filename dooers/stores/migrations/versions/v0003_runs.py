@@ -1,7 +1,7 @@
 """Runs of a thread in the order they are listed in, and the running ones found by their thread.
 
-What is sorted by status first cannot be listed by time without reading all runs of a thread. The few that are running have an index
-of their own, and it no longer holds the time of the last sign of life: PostgreSQL may then write a new one in place.
+What is sorted by status first cannot be listed by time without reading all runs of a thread. Running runs are few at any time, so
+whoever looks for those of a process, or for the dead, may read their index as a whole.
 """
 
 import sqlalchemy as sa
