@@ -152,6 +152,9 @@ WORKS: dict[str, Work] = {
     "count, a user of the big tenant": partial(counted, equal=USER),
     "count, big tenant": partial(counted, equal=BIG),
     "count to 10,001, big tenant (proposed)": counted_so_far,
+    # For whoever looks after a worker; no index serves them.
+    "repository: threads of a worker": listed({"worker_id": "worker-1"}),
+    "repository: runs that failed": lambda side, n: side.store.runs(RunQuery(equal={"status": "failed"})),
     "a thread": lambda side, n: side.store.thread(side.thread(n).id),
     "an event": lambda side, n: side.store.event(numbered("event", n * 31 % side.plenty.threads)),
     "history, newest 50": read(50, limit=50),
