@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,14 +14,14 @@ from dependency_injector import containers, providers
 
 from dooers.analytics import Collector
 from dooers.broadcast import Broadcast, Teller
-from dooers.brokers import open_broker
+from dooers.brokers import Broker, open_broker
 from dooers.clock import SystemClock
 from dooers.config import WorkerConfig
 from dooers.context import WorkerAnalytics, WorkerIncoming, WorkerMemory, WorkerSettings
 from dooers.exceptions import NotConfiguredError, SignatureError, StoreError
 from dooers.inject import TurnValue, TypedSnapshot
 from dooers.lanes import Lanes
-from dooers.models import Identity
+from dooers.models import Change, Identity
 from dooers.pulse import Pulse
 from dooers.quota import Quotas
 from dooers.relay import Relay
@@ -31,6 +31,7 @@ from dooers.schema import SettingsSchema
 from dooers.send import WorkerSend
 from dooers.settings import TypedSettings
 from dooers.stores import Store, open_store
+from dooers.stores.sql import Statement
 from dooers.stores.sql_postgres import Beside
 from dooers.vault import Vault
 
@@ -83,8 +84,14 @@ def _new_id(clock: SystemClock) -> str:
     return clock.new_id()
 
 
-def _announcing(config: WorkerConfig, process_id: Callable[[], str]) -> Beside | None:
-    return open_broker(config).announcing(process_id)
+def _beside(broker: Callable[[], Broker], process_id: Callable[[], str]) -> Beside | None:
+    """What the store has to say by itself, of the broker and the process as they are when it writes."""
+
+    def beside(changes: Sequence[Change]) -> AbstractContextManager[Statement | None]:
+        announce = broker().announce
+        return nullcontext() if announce is None else announce(changes, process_id())
+
+    return None if broker().announce is None else beside
 
 
 class Worker(containers.DeclarativeContainer):
@@ -95,12 +102,11 @@ class Worker(containers.DeclarativeContainer):
     shape = providers.Singleton(SettingsShape, config.provided.settings_schema)
     # Who this process is, among others that run the same worker: another one each time the worker opens.
     process_id = providers.Singleton(_new_id, clock)
-    announcing = providers.Singleton(_announcing, config, process_id.provider)
-    store = providers.Singleton(open_store, config, announcing)
+    broker = providers.Singleton(open_broker, config)
+    store = providers.Singleton(open_store, config, providers.Singleton(_beside, broker.provider, process_id.provider))
     vault = providers.Singleton(Vault, config.provided.settings_encryption_key)
     # Made anew each time the worker opens.
     broadcast = providers.Singleton(Broadcast, clock)
-    broker = providers.Singleton(open_broker, config)
     relay = providers.Singleton(Relay, broadcast, broker, store, process_id)
     collector = providers.Singleton(Collector, config, relay, clock)
     quotas = providers.Singleton(Quotas, config)
@@ -112,7 +118,7 @@ class Worker(containers.DeclarativeContainer):
 
 
 # What outlives the event loop that a worker was opened on. All else is made anew each time it opens.
-LASTING = {"config", "clock", "shape", "announcing", "store", "vault"}
+LASTING = {"config", "clock", "shape", "store", "vault"}
 
 
 async def open_parts(worker: Worker) -> None:

@@ -61,7 +61,7 @@ class Relay:
         self._store = store
         self._process_id = process_id
         # Whether the store tells of Changes itself.
-        self._announced = broker.announcing(lambda: process_id) is not None
+        self._announced = broker.announce is not None
         self._listener: Listener | None = None
         self._growing: dict[str, Growing] = {}
         self._catching: dict[str, _Reading] = {}

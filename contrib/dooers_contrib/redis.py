@@ -21,7 +21,7 @@ import orjson
 
 from dooers import StoreError, WorkerConfig
 from dooers.brokers.keylocks import KeyLocks
-from dooers_contrib.redis_connection import Ear, Mouth, Redis, RedisError, new_pool, read_url
+from dooers_contrib.redis_connection import ConnectionPool, Ear, Mouth, RedisError, new_pool, read_url
 
 __all__ = ["RedisBroker"]
 
@@ -83,6 +83,7 @@ class RedisBroker:
     alone = False
     # Redis cuts off who is 32 MiB behind, if nobody told it otherwise.
     limit: int | None = 8 * 1024 * 1024
+    announce = None
 
     def __init__(self, config: WorkerConfig) -> None:
         self._url, db, channel = read_url(config.broker_url or "redis://localhost:6379/0")
@@ -102,18 +103,15 @@ class RedisBroker:
         self._heard: Callable[[str], None] = lambda text: None
         self._missed: Callable[[], None] = lambda: None
 
-    def announcing(self, process_id: str) -> None:
-        return None
-
     # ------------------------------------------------------------ the connections
 
     async def open(self, heard: Callable[[str], None], missed: Callable[[], None]) -> None:
         self._heard, self._missed = heard, missed
         self._me = token_hex(16)  # not earlier: there may have been a fork
         self._last, self._renew = {}, asyncio.Event()
-        redis = Redis(connection_pool=new_pool(self._url, self._patience, f"dooers-{self._me}"))
-        mouth = Mouth(redis, f"{self._name}:news", self._me, self._patience)
-        ear = Ear(redis, (f"{self._name}:news", f"{self._name}:to:{self._me}"), self._patience, self._hear, self._back)
+        pool = new_pool(self._url, self._patience, f"dooers-{self._me}")
+        mouth = Mouth(pool, f"{self._name}:news", self._me, self._patience)
+        ear = Ear(pool, (f"{self._name}:news", f"{self._name}:to:{self._me}"), self._patience, self._hear, self._back)
         listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         works = (mouth.run(), ear.run(listening), self._keep(mouth))
         self._tasks = [asyncio.create_task(work, name="dooers-broker") for work in works]
@@ -124,11 +122,11 @@ class RedisBroker:
                 await self._let_go(mouth, "", "nobody")  # and it lets us speak
         except BaseException as error:
             self._mouth = None
-            await self._end(redis, mouth)
+            await self._end(pool, mouth)
             if isinstance(error, RedisError | OSError | TimeoutError):
                 raise StoreError(f"the broker cannot reach Redis ({type(error).__name__})") from error
             raise
-        self._redis = redis
+        self._pool = pool
 
     async def close(self) -> None:
         mouth, self._mouth = self._mouth, None
@@ -146,9 +144,9 @@ class RedisBroker:
                 async with asyncio.timeout(CLOSING):
                     await mouth.drain()
         finally:
-            await self._end(self._redis, mouth)
+            await self._end(self._pool, mouth)
 
-    async def _end(self, redis: Redis, mouth: Mouth) -> None:
+    async def _end(self, pool: ConnectionPool, mouth: Mouth) -> None:
         mouth.close()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
@@ -157,7 +155,7 @@ class RedisBroker:
             await asyncio.wait(tasks)
         finally:
             with suppress(RedisError, OSError):
-                await redis.connection_pool.disconnect()
+                await pool.disconnect()
 
     def _back(self) -> None:
         """The connection was away. If Redis was, it may have forgotten the locks: who holds one goes first, then who wants one."""

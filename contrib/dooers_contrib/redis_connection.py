@@ -8,6 +8,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any
@@ -24,11 +25,11 @@ try:
     from redis.backoff import NoBackoff
     from redis.exceptions import ReadOnlyError, RedisError
 except ModuleNotFoundError as missing:
-    if missing.name != "redis":
+    if (missing.name or "").partition(".")[0] != "redis":
         raise
     raise ModuleNotFoundError("pip install 'dooers-workers-server[redis]'", name="redis") from None
 
-__all__ = ["Ear", "Mouth", "Redis", "RedisError", "new_pool", "read_url"]
+__all__ = ["ConnectionPool", "Ear", "Mouth", "RedisError", "new_pool", "read_url"]
 
 log = logging.getLogger("dooers")
 
@@ -127,8 +128,9 @@ class Mouth:
     Where the connection breaks nobody knows what was heard, so it is said again under the same number, and who heard it leaves it out.
     """
 
-    def __init__(self, redis: Redis, channel: str, me: str, patience: float) -> None:
-        self._redis, self._channel, self._me, self._patience = redis, channel, me, patience
+    def __init__(self, pool: ConnectionPool, channel: str, me: str, patience: float) -> None:
+        self._redis = Redis(connection_pool=pool)
+        self._channel, self._me, self._patience = channel, me, patience
         self._texts: deque[tuple[str, int]] = deque()
         self._size = 0
         self._dropped = False
@@ -183,7 +185,9 @@ class Mouth:
                 try:
                     async with asyncio.timeout(self._patience):
                         await self._send()
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
+                    if _to_end():
+                        raise
                     if pause == FIRST:
                         log.warning(
                             "the broker cannot reach Redis (%s); what it has to say waits", type(error).__name__
@@ -237,6 +241,12 @@ class Mouth:
                 question.answer.set_result(answer)
 
 
+def _to_end() -> bool:
+    """Whether somebody ends this task. Closing a connection twice may look like it, and must end no task."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def _fail(question: _Question, why: str) -> None:
     if not question.answer.done():
         question.answer.set_exception(StoreError(why))
@@ -244,57 +254,63 @@ def _fail(question: _Question, why: str) -> None:
 
 
 class Ear:
-    """The connection that listens. `hear` gets what is said on its channels; `back` is called whenever it was away."""
+    """The connection that listens. `hear` gets what is said on its channels; `back` is called whenever it was away.
+
+    Not redis-py's PubSub: that one reconnects in silence.
+    """
 
     def __init__(
         self,
-        redis: Redis,
+        pool: ConnectionPool,
         channels: tuple[str, ...],
         patience: float,
         hear: Callable[[str, bytes], None],
         back: Callable[[], None],
     ) -> None:
-        self._redis, self._channels, self._patience, self._hear, self._back = redis, channels, patience, hear, back
+        self._pool, self._channels, self._patience, self._hear, self._back = pool, channels, patience, hear, back
 
     async def run(self, listening: asyncio.Future[None]) -> None:
+        """Listen for ever. `listening` is when it does for the first time, or why it cannot."""
         pause = FIRST
         while True:
+            connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
-                async with self._redis.pubsub() as pubsub:
-                    await self._subscribe(pubsub)
-                    pause = FIRST
-                    if not listening.done():
-                        listening.set_result(None)
-                    else:
-                        log.info("the broker listens to Redis again")
-                        self._back()
-                    await self._listen(pubsub)
-            except Exception as error:
+                async with asyncio.timeout(self._patience):
+                    await connection.connect()
+                    await connection.send_command("SUBSCRIBE", *self._channels)
+                    for _ in self._channels:
+                        await connection.read_response()
+                pause = FIRST
+                if listening.done():
+                    log.info("the broker listens to Redis again")
+                    self._back()
+                else:
+                    listening.set_result(None)
+                await self._listen(connection)
+            except (Exception, asyncio.CancelledError) as error:
+                if _to_end():
+                    raise
                 if not listening.done():
-                    listening.set_exception(error)
+                    listening.set_exception(error if isinstance(error, Exception) else ConnectionError())
                     return
                 if pause == FIRST:
                     log.warning("the broker has lost Redis (%s), and tries to come back", type(error).__name__)
+            finally:
+                with suppress(Exception):
+                    await connection.disconnect(nowait=True)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LATER)
 
-    async def _subscribe(self, pubsub: Any) -> None:
-        async with asyncio.timeout(self._patience):
-            await pubsub.subscribe(*self._channels)
-            for _ in self._channels:
-                while await pubsub.get_message(timeout=self._patience) is None:
-                    pass
-
-    async def _listen(self, pubsub: Any) -> None:
+    async def _listen(self, connection: Any) -> None:
         """Hear, until the connection ends. One that is dead says nothing, as a quiet one does: so quiet ones are asked."""
         asked = False
         while True:
-            said = await pubsub.get_message(timeout=self._patience)
+            said = await connection.read_response(timeout=self._patience, disconnect_on_error=False)
             if said is None:
                 if asked:
                     raise TimeoutError("no answer to a ping")
-                await pubsub.ping()
-            elif said["type"] == "message":
-                self._hear(said["channel"].decode(), said["data"])
+                await connection.send_command("PING")
+            elif said[0] == b"message":
+                self._hear(said[1].decode(), said[2])
                 await asyncio.sleep(0)  # what has arrived already is read without waiting, however much it is
             asked = said is None

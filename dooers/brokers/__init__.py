@@ -5,16 +5,22 @@ A broker carries texts; what they mean is `news.py`'s business, what becomes of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
-from typing import Protocol
-from urllib.parse import urlsplit
+from typing import Protocol, TypeAlias
 
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError
-from dooers.stores.sql_postgres import Beside
+from dooers.models import Change
+from dooers.stores.sql import Statement
 
-__all__ = ["BROKERS", "Broker", "open_broker"]
+__all__ = ["BROKERS", "Announce", "Broker", "open_broker"]
+
+
+# While these Changes are written: what the store is to add to its statement, so that others hear it in this sender's name. Nothing
+# where nobody is there to hear.
+Announce: TypeAlias = Callable[[Sequence[Change], str], AbstractContextManager[Statement | None]]
 
 
 class Broker(Protocol):
@@ -34,8 +40,9 @@ class Broker(Protocol):
         """The most bytes that one text may have; None for any."""
         ...
 
-    def announcing(self, process_id: Callable[[], str]) -> Beside | None:
-        """Where the store can tell of a Change in the very transaction that writes it: what is to be added to its statement.
+    @property
+    def announce(self) -> Announce | None:
+        """Where the store can tell of Changes itself, in the transaction that writes them: what it is to do while it writes.
 
         None where it cannot: then each Change is told once it is stored.
         """
@@ -71,17 +78,19 @@ BROKERS: dict[str, tuple[str, str]] = {
     "memory": ("dooers.brokers.memory", "MemoryBroker"),
     "postgres": ("dooers.brokers.postgres", "PostgresBroker"),
     "postgresql": ("dooers.brokers.postgres", "PostgresBroker"),
+    "cosmos": ("dooers.brokers.cosmos", "CosmosBroker"),
     "redis": ("dooers_contrib.redis", "RedisBroker"),
     "rediss": ("dooers_contrib.redis", "RedisBroker"),
     "unix": ("dooers_contrib.redis", "RedisBroker"),
 }
+# The broker that comes with a database; with the others a process is alone unless `broker_url` says otherwise.
+_COMES_WITH = {"postgres": "postgres:"}
 
 
 def open_broker(config: WorkerConfig) -> Broker:
     """The broker a config asks for, not yet opened: by `broker_url`, else the one that comes with the database."""
-    scheme = urlsplit(config.broker_url).scheme if config.broker_url else config.database_type
-    if config.broker_url is None and scheme not in BROKERS:
-        scheme = "memory"
+    url = config.broker_url or _COMES_WITH.get(config.database_type, "memory:")
+    scheme = url.partition(":")[0]
     if scheme not in BROKERS:
         raise ConfigError(
             f"WorkerConfig.broker_url: expected one that begins with {', '.join(f'{s}:' for s in BROKERS)}"

@@ -24,6 +24,7 @@ class MemoryBroker:
     """An ordinary broker, within one event loop."""
 
     limit: int | None = None
+    announce = None
 
     def __init__(self, config: WorkerConfig | None = None, hub: Hub | None = None) -> None:
         self.alone = hub is None
@@ -31,9 +32,6 @@ class MemoryBroker:
         self._heard: Callable[[str], None] | None = None
         self._missed: Callable[[], None] | None = None
         self._held: set[str] = set()
-
-    def announcing(self, process_id: Callable[[], str]) -> None:
-        return None
 
     async def open(self, heard: Callable[[str], None], missed: Callable[[], None]) -> None:
         self._heard, self._missed = heard, missed

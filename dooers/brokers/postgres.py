@@ -1,6 +1,8 @@
 """The broker that comes with PostgreSQL: LISTEN and NOTIFY, and advisory locks, on one connection of its own.
 
-What is told of a Change is said by the store, in the transaction that stores it (`announcing`), so no crash can come between the two.
+What is told of a Change is said by the store, in the transaction that stores it (`announce`), so no crash can come between the two.
+Where nobody else is there, nothing is said: `company.py`.
+
 The connection must lead to the server itself: behind a pooler that shares connections nobody hears anything. `broker_url` names the
 server where the database's own address is such a pooler.
 """
@@ -10,14 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from hashlib import sha256
+from secrets import token_hex
 from typing import Any
 
 import asyncpg
 
+from dooers.brokers import Announce
+from dooers.brokers.company import Company
 from dooers.brokers.keylocks import KeyLocks
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError, DooersError, StoreError
@@ -25,7 +30,6 @@ from dooers.models import Change
 from dooers.news import looks, written
 from dooers.stores.postgres_connection import address
 from dooers.stores.sql import Statement
-from dooers.stores.sql_postgres import Beside
 
 __all__ = ["PostgresBroker"]
 
@@ -41,6 +45,8 @@ BATCH = 100
 LOOK, LOOK_AT_MOST = 0.05, 1.0
 # Seconds without a word after which the connection is asked whether it is still there, and that it has for an answer.
 QUIET = 5.0
+# Seconds that others have to say that they are there, and between two times that they are asked.
+ANSWER, ROUND = 2.0, 60.0
 # Seconds between two attempts to come back, at first and at most.
 AGAIN, AGAIN_AT_MOST = 0.05, 1.0
 
@@ -57,15 +63,6 @@ _WHERE = (
 _GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
-def _announce(channel: str, process_id: Callable[[], str], changes: Sequence[Change]) -> Statement:
-    return _ANNOUNCE, {
-        "news_channel": channel,
-        "news_limit": LIMIT,
-        "news": written(changes, process_id()),
-        "news_look": looks(changes, process_id(), LIMIT),
-    }
-
-
 class PostgresBroker:
     """An ordinary broker, over a PostgreSQL server."""
 
@@ -74,6 +71,7 @@ class PostgresBroker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
+        self.announce: Announce | None = self._announce if config.database_type == "postgres" else None
         prefix = config.database_table_prefix
         # All processes that share these tables. A name that the server would find too long is told apart by its hash.
         self._channel = f"dooers_{prefix if len(prefix) < 40 else sha256(prefix.encode()).hexdigest()[:32]}"
@@ -90,14 +88,23 @@ class PostgresBroker:
         self._wanted: set[str] = set()
         self._locks = KeyLocks()
         self._lasting: set[asyncio.Task[None]] = set()
-        self._freeing: set[asyncio.Task[None]] = set()
+        self._passing: set[asyncio.Task[None]] = set()
         self._heard: Callable[[str], None] = lambda text: None
         self._missed: Callable[[], None] = lambda: None
+        self._company = Company(token_hex(8), self._say_key, lambda: self._missed())
 
-    def announcing(self, process_id: Callable[[], str]) -> Beside | None:
-        if self._config.database_type != "postgres":
-            return None
-        return partial(_announce, self._channel, process_id)
+    @contextmanager
+    def _announce(self, changes: Sequence[Change], sender: str) -> Iterator[Statement | None]:
+        with self._company.writing() as told:
+            yield (_ANNOUNCE, self._words(changes, sender)) if told else None
+
+    def _words(self, changes: Sequence[Change], sender: str) -> dict[str, Any]:
+        return {
+            "news_channel": self._channel,
+            "news_limit": LIMIT,
+            "news": written(changes, sender),
+            "news_look": looks(changes, sender, LIMIT),
+        }
 
     # ------------------------------------------------------------ the connection
 
@@ -116,7 +123,7 @@ class PostgresBroker:
         except _GONE as error:
             raise StoreError(f"the broker cannot reach PostgreSQL ({type(error).__name__})") from error
         self._here.set()
-        for work in (self._speak, self._stay, self._watch):
+        for work in (self._speak, self._stay, self._watch, self._look_round):
             _spawn(self._lasting, work())
 
     async def close(self) -> None:
@@ -127,9 +134,9 @@ class PostgresBroker:
                 while self._waiting and self._here.is_set():
                     self._said.clear()
                     await self._said.wait()
-                if self._freeing:
-                    await asyncio.wait(self._freeing)
-        tasks = self._lasting | self._freeing
+                self._company.leave()
+                await asyncio.wait(self._passing)
+        tasks = self._lasting | self._passing
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -211,6 +218,7 @@ class PostgresBroker:
             log.info("the broker is back")
             self._here.set()
             self._something.set()
+            self._company.ask(anew=True)
             await self._take_back()
             for freed in self._freed.values():  # who waits for a key looks, and asks for it, again
                 freed.set()
@@ -339,14 +347,14 @@ class PostgresBroker:
 
     def _give_back(self, key: str, taking: asyncio.Future[Any]) -> None:
         if not taking.cancelled() and taking.exception() is None and taking.result():
-            _spawn(self._freeing, self._free(key, wanted=True))
+            _spawn(self._passing, self._free(key, wanted=True))
 
     def unlock(self, key: str) -> None:
         if key in self._held:
             self._held.discard(key)
             wanted = key in self._wanted
             self._wanted.discard(key)
-            _spawn(self._freeing, self._pass_on(key, wanted=wanted))
+            _spawn(self._passing, self._pass_on(key, wanted=wanted))
 
     async def _pass_on(self, key: str, *, wanted: bool) -> None:
         """Free a key for other processes, then for waiters in this one: those who asked from outside get their chance first."""
@@ -365,10 +373,32 @@ class PostgresBroker:
 
     def _on_key(self, connection: Any, pid: int, channel: str, payload: str) -> None:
         word, _, key = payload.partition(" ")
-        if word == "free" and key in self._freed:
-            self._freed[key].set()
-        elif word == "want" and key in self._held:
-            self._wanted.add(key)
+        if word == "free":
+            if key in self._freed:
+                self._freed[key].set()
+        elif word == "want":
+            if key in self._held:
+                self._wanted.add(key)
+        else:
+            self._company.hear(word, key)
+
+    def _say_key(self, word: str) -> None:
+        _spawn(self._passing, self._pass_word(word))
+
+    async def _pass_word(self, word: str) -> None:
+        with suppress(StoreError, *_GONE):  # who comes back asks again
+            await self._run("SELECT pg_notify($1, $2)", self._keys_channel, word)
+
+    async def _look_round(self) -> None:
+        """Know who is there, also when somebody goes without a word."""
+        anew = True
+        while True:
+            self._company.ask(anew=anew)
+            await asyncio.sleep(ANSWER)
+            if self._here.is_set():
+                self._company.settle()
+            anew = False
+            await asyncio.sleep(ROUND)
 
     async def _take_back(self) -> None:
         """The server let go of our keys as the connection ended. Take them again, before somebody else does."""

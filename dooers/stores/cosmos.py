@@ -10,6 +10,7 @@ about 3, a write about 6 to 10 with the few paths that are indexed. So:
 - Reading a thread's events is one query and one point read side by side, both in the thread's partition.
 - What comes with an event's or a run's id alone (`event`, `run`, `remove_event`) asks all partitions. A document that leads from the id to
   the thread would cost a write for each event, to save a few units in calls that are made for one event in thousands.
+- The heartbeat of a process is one write, however many runs it has; looking for dead ones is `cosmos_beats.py`.
 - Lists of threads and of runs ask all partitions too; there is no other way to sort what lies in many.
 """
 
@@ -29,7 +30,8 @@ from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, StoreError
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
 from dooers.stores import snapshot_of
-from dooers.stores.cosmos_container import BATCH, READ_AGAIN, Conflict, Container, Operation, charges
+from dooers.stores.cosmos_beats import Beats
+from dooers.stores.cosmos_container import BATCH, READ_AGAIN, Conflict, Container, Operation, priced
 from dooers.stores.cosmos_documents import (
     INDEXING,
     THREAD,
@@ -69,6 +71,7 @@ class CosmosStore:
         self._auto_migrate = config.database_auto_migrate
         self._container = Container(config)
         self._writer = Writer(self._container, config.database_timeout)
+        self._beats = Beats(self._container, self._writer, config.run_timeout)
         self._slots = asyncio.Semaphore(WRITERS)
         self._queues: dict[str, _Waiting] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -114,6 +117,7 @@ class CosmosStore:
 
     def apply(self, change: Change) -> asyncio.Future[Change]:
         future: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
+        self._beats.begun(change.runs)
         self._queues.setdefault(change.thread.id, deque()).append((change, future))
         self._wake(change.thread.id)
         return future
@@ -150,18 +154,16 @@ class CosmosStore:
                             _end(future, result)
 
     async def _write(self, changes: list[Change]) -> list[Change | DooersError]:
-        charged: list[float] = []
-        charges.set(charged)  # this task's own
-        try:
+        with priced("thread %s: %d changes", changes[0].thread.id, len(changes)):
             return await self._writer.write(changes)
-        finally:
-            log.debug(
-                "thread %s: %d changes cost %.2f request units in %d requests",
-                changes[0].thread.id,
-                len(changes),
-                sum(charged),
-                len(charged),
-            )
+
+    async def beat(self, process_id: str, at: datetime) -> None:
+        with priced("the heartbeat of process %s", process_id):
+            await self._again(*self._beats.sign(process_id, at))
+
+    async def bury(self, before: datetime, at: datetime, error: str) -> list[Run]:
+        with priced("looking for dead processes"):
+            return await self._beats.bury(before, at, error)
 
     async def remove_event(self, event_id: str) -> None:
         document = await self._by_name(event_name(event_id))

@@ -9,6 +9,7 @@ the writer looks again, and finds its own mark or does not.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import ssl
 import time
@@ -34,7 +35,9 @@ except ImportError as error:
         "run: pip install 'dooers-workers-server[cosmos]'"
     ) from error
 
-__all__ = ["BATCH", "Conflict", "Container", "Operation", "SpoiltError", "Tries", "charges"]
+__all__ = ["BATCH", "Conflict", "Container", "Operation", "SpoiltError", "Tries", "priced"]
+
+log = logging.getLogger("dooers")
 
 T = TypeVar("T")
 # What the SDK takes as one operation of a batch: its name, its arguments, its conditions.
@@ -56,7 +59,20 @@ _CHANGED = (404, 409, 412)
 _UNSURE = (408, 500, 502, 503, 504)
 
 # Where the request charges of what runs now are gathered, if somebody wants to know.
-charges: ContextVar[list[float] | None] = ContextVar("dooers_cosmos_charges", default=None)
+_charges: ContextVar[list[float] | None] = ContextVar("dooers_cosmos_charges", default=None)
+
+
+@contextmanager
+def priced(what: str, *values: object) -> Iterator[None]:
+    """Log what the requests of this block cost, if there were any."""
+    charged: list[float] = []
+    outside = _charges.set(charged)
+    try:
+        yield
+    finally:
+        _charges.reset(outside)
+        if charged:
+            log.debug("%s cost %.2f request units in %d requests", what % values, sum(charged), len(charged))
 
 
 class Conflict(Exception):
@@ -314,7 +330,7 @@ def _endpoint(host: str) -> str:
 
 
 def _count(headers: Mapping[str, Any], _: Any = None) -> None:
-    gathered = charges.get()
+    gathered = _charges.get()
     charge = headers.get("x-ms-request-charge")
     if gathered is not None and charge is not None:
         gathered.append(float(charge))

@@ -8,6 +8,8 @@ One container, partitioned by `/pk`:
 | | `event:<event id>`, `run:<run id>` | what belongs to the thread |
 | `key:<repeat key>` | `key` | which event was the first with this repeat key; a claim until that event is there |
 | `settings:<worker id>` | `field:<field id>` | one field of the settings |
+| `process:<process id>` | `process` | when that process last said that it lives; goes away by itself |
+| `lease:<key>` | `lease` | who holds a lock (`brokers/cosmos.py`); goes away by itself |
 
 A thread shares its partition with all that is in it because a transaction of Cosmos DB lives inside one partition; and it can be read,
 paged and removed there without asking anybody else. A partition holds 20 GB, which no conversation reaches.
@@ -32,6 +34,9 @@ from dooers.stores.sql import check_filter
 __all__ = [
     "INDEXING",
     "KEY",
+    "LEASE",
+    "OPEN_RUNS",
+    "PROCESS",
     "THREAD",
     "Query",
     "claim_document",
@@ -41,10 +46,14 @@ __all__ = [
     "field_document",
     "field_name",
     "key_partition",
+    "lease_document",
+    "lease_partition",
     "leftovers",
     "list_events",
     "list_runs",
     "list_threads",
+    "process_document",
+    "process_partition",
     "run_document",
     "run_name",
     "settings_partition",
@@ -57,6 +66,8 @@ __all__ = [
 
 THREAD = "thread"
 KEY = "key"
+LEASE = "lease"
+PROCESS = "process"
 
 # How long a void document is kept, in seconds: far longer than any write that it may have to keep out.
 VOID_FOR = 24 * 3600
@@ -115,6 +126,14 @@ def key_partition(repeat_key: str) -> str:
 
 def settings_partition(worker_id: str) -> str:
     return _name("settings", worker_id)
+
+
+def process_partition(process_id: str) -> str:
+    return _name("process", process_id)
+
+
+def lease_partition(key: str) -> str:
+    return _name("lease", key)
 
 
 def event_name(event_id: str) -> str:
@@ -207,12 +226,24 @@ def field_document(worker_id: str, field_id: str, value: Any, updated_at: str) -
     }
 
 
+def process_document(process_id: str, at: str, seconds: int) -> dict[str, Any]:
+    return {"id": PROCESS, "pk": process_partition(process_id), "kind": "process", "at": at, "ttl": seconds}
+
+
+def lease_document(key: str, holder: str, seconds: int) -> dict[str, Any]:
+    """Each write of it has another ETag, and that is its sign of life: nobody reads a time in it."""
+    return {"id": LEASE, "pk": lease_partition(key), "kind": "lease", "holder": holder, "ttl": seconds}
+
+
 def shown(document: dict[str, Any] | None) -> Thread | None:
     """The thread of a document; None for a tombstone, and for a thread that is still being staged."""
     return thread_of(document["body"]) if document is not None and document["kind"] == "thread" else None
 
 
 # ---------------------------------------------------------------- queries
+
+# Nothing else has such a property, so the index leads to the runs that run and to no other document, however many there are.
+OPEN_RUNS = "SELECT c.id, c.body.thread_id, c.body.process_id, c.body.started_at FROM c WHERE c.until = null"
 
 
 def _where(table: str, equal: Mapping[str, str]) -> tuple[list[str], dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -47,7 +48,7 @@ class PostgresStore:
         self._prefix = config.database_table_prefix
         self._auto_migrate = config.database_auto_migrate
         self._sql = PostgresStatements(self._prefix)
-        self._beside = beside
+        self._beside: Beside = beside or (lambda changes: nullcontext())
         self._pool = Pool(config)
         # A quarter of the pool, one connection at least, is left to readers.
         most = config.database_pool_max - max(1, config.database_pool_max // 4)
@@ -104,13 +105,19 @@ class PostgresStore:
     async def _write(self, line: Line, changes: list[Change], given: float, unsure: bool = False) -> list[Outcome]:
         """Write Changes of one thread, in order, and answer for each. Whatever happens, being cancelled too, does not end this
         before the answers are there. `unsure`: a try before this one may have written them."""
+        with self._beside(changes) as beside:
+            return await self._write_patiently(line, changes, beside, given, unsure)
+
+    async def _write_patiently(
+        self, line: Line, changes: list[Change], beside: Statement | None, given: float, unsure: bool
+    ) -> list[Outcome]:
         patience = Patience(given + self._pool.timeout)
         while True:
             try:
                 await patience.pause()
                 await line.refresh()
                 stored = await self._found(line, changes) if unsure else None
-                return list(stored or await self._write_all(line, changes, unsure))
+                return list(stored or await self._write_all(line, changes, beside, unsure))
             except NotFoundError as error:
                 return [store_error(error) for _ in changes]
             except (Exception, asyncio.CancelledError) as error:
@@ -122,9 +129,10 @@ class PostgresStore:
                 else:
                     return [store_error(error) for _ in changes]
 
-    async def _write_all(self, line: Line, changes: list[Change], unsure: bool) -> list[Change]:
+    async def _write_all(
+        self, line: Line, changes: list[Change], beside: Statement | None, unsure: bool
+    ) -> list[Change]:
         first = changes[0]
-        beside = self._beside(changes) if self._beside is not None else None
         try:
             rows = await line.fetch(self._sql.write(changes, beside))
         except asyncpg.UniqueViolationError:

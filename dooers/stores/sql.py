@@ -103,7 +103,11 @@ class Statements:
 
     def list_runs(self, query: RunQuery) -> Statement:
         check_filter("runs", query.equal)
-        where, values = _where("runs", {k: v for k, v in query.equal.items() if k != "worker_id"})
+        running = query.equal.get("status") == "running"
+        apart = {"worker_id", "status"} if running else {"worker_id"}
+        where, values = _where("runs", {k: v for k, v in query.equal.items() if k not in apart})
+        if running:
+            where.append("status = 'running'")  # written out, as their index is only for them
         if "worker_id" in query.equal:
             where.append(f"thread_id IN (SELECT id FROM {self.threads} WHERE worker_id = :worker_id)")
             values["worker_id"] = query.equal["worker_id"]
@@ -235,7 +239,8 @@ _EVENT_TESTS = {
     "after_seq": "seq > :after_seq",
     "before_seq": "seq < :before_seq",
     "until_turn": "turn_seq <= :until_turn",
-    "turn": "turn_seq = :turn",
+    # A turn begins with its message; nothing of it is before that. The index knows `seq` only.
+    "turn": "turn_seq = :turn AND seq >= :turn",
 }
 
 

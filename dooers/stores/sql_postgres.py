@@ -7,6 +7,7 @@ without it nothing is written. `merged` says which Changes may share a statement
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -22,7 +23,8 @@ __all__ = ["Beside", "PostgresStatements", "creates", "mergeable"]
 
 # What else is to happen in the very statement that writes these Changes, if they are written: an SQL expression such as
 # `pg_notify(:channel, :payload)` with its values; the text is to be the same each time, as it is prepared. None: nothing else.
-Beside: TypeAlias = Callable[[Sequence[Change]], Statement | None]
+# Left when it is known what became of them.
+Beside: TypeAlias = Callable[[Sequence[Change]], AbstractContextManager[Statement | None]]
 
 _TYPES = {
     "owner": "JSONB",

@@ -1,4 +1,5 @@
-"""What every broker does, whatever is under it. A broker's own test module subclasses `BrokerContract` and gives it a `make` fixture.
+"""What every broker does, whatever is under it. A broker's own test module subclasses `BrokerContract` and gives it the fixture
+`processes`; one that carries no news subclasses `LockContract`.
 
 Nothing in here may know what carries the texts, nor how fast.
 """
@@ -52,8 +53,8 @@ class Process:
         self.heard.clear()
 
 
-class BrokerContract:
-    """One behaviour a test. Subclasses give the fixture `processes`: three open ones that hear each other, closed after the test."""
+class TellContract:
+    """What is told is heard."""
 
     async def interrupt(self, broker: Broker) -> None:
         """Take the broker's connection away, in such a way that it comes back by itself."""
@@ -148,7 +149,9 @@ class BrokerContract:
         await one.until(lambda: "and before" in one.heard)
         assert one.missed == 0
 
-    # ------------------------------------------------------------ locks
+
+class LockContract:
+    """A key is held by one."""
 
     async def test_a_key_is_held_by_one_at_a_time_wherever_they_are(self, processes: list[Process]) -> None:
         inside, most, order = 0, 0, list[int]()
@@ -270,3 +273,7 @@ class BrokerContract:
     async def _waits(self, *tasks: asyncio.Task[None]) -> bool:
         done, _ = await asyncio.wait(tasks, timeout=A_WHILE)
         return not done
+
+
+class BrokerContract(TellContract, LockContract):
+    """One behaviour a test. Subclasses give the fixture `processes`: three open ones that hear each other, closed after the test."""

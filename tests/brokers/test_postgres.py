@@ -22,6 +22,7 @@ from dooers.exceptions import ConfigError, NotFoundError, StoreError
 from dooers.models import Change, Run, Scope, TextPart, Thread, ThreadEvent
 from dooers.news import News, read
 from dooers.stores.postgres import PostgresStore
+from dooers.stores.sql_postgres import Beside
 
 
 class TestPostgresBroker(BrokerContract):
@@ -84,7 +85,7 @@ async def test_a_url_to_another_database_is_refused(postgres: Address, postgres_
 async def test_a_store_elsewhere_may_use_it_and_tells_by_it(postgres: Address, postgres_config: WorkerConfig) -> None:
     url = f"postgresql://{postgres.user}@/postgres?host={postgres.host}&port={postgres.port}"
     config = WorkerConfig(database_type="memory", broker_url=url)
-    assert PostgresBroker(config).announcing(str) is None
+    assert PostgresBroker(config).announce is None
     async with opened(config, config) as (one, two):
         one.broker.tell("hello")
         await two.hears("hello")
@@ -266,6 +267,12 @@ def a_run(run_id: str = "r") -> Run:
     return Run(id=run_id, thread_id="t", started_at=T0, process_id="writer")
 
 
+def beside_of(broker: PostgresBroker) -> Beside:
+    announce = broker.announce
+    assert announce is not None
+    return lambda changes: announce(changes, "writer")
+
+
 def opening(thread: Thread, event: ThreadEvent, **more: Any) -> Change:
     return Change(thread=thread, opens=True, events=(event,), **more)
 
@@ -278,8 +285,7 @@ async def other(postgres_config: WorkerConfig) -> AsyncIterator[Process]:
 
 @pytest.fixture
 async def store(postgres_config: WorkerConfig) -> AsyncIterator[PostgresStore]:
-    beside = PostgresBroker(postgres_config).announcing(lambda: "writer")
-    store = PostgresStore(postgres_config, beside=beside)
+    store = PostgresStore(postgres_config, beside=beside_of(PostgresBroker(postgres_config)))
     await store.open()
     yield store
     await store.close()
@@ -379,7 +385,7 @@ async def test_others_count_like_the_store_whoever_writes_and_however_much_at_on
     async with AsyncExitStack() as stack:
         stores = []
         for _ in range(2):
-            beside = PostgresBroker(postgres_config).announcing(lambda: "writer")
+            beside = beside_of(PostgresBroker(postgres_config))
             stores.append(PostgresStore(postgres_config, beside=beside))
             await stores[-1].open()
             stack.push_async_callback(stores[-1].close)
@@ -412,3 +418,53 @@ async def test_a_process_that_writes_hears_nothing_of_it_but_by_name(
     row, *lines = other.heard[0].split("\n")
     assert '"last_seq":1' in row
     assert len(lines) == 1
+
+
+# ---------------------------------------------------------------- who is alone says nothing, and misses nothing
+
+
+async def is_alone(process: Process, expected: bool) -> None:
+    assert isinstance(process.broker, PostgresBroker)
+    async with asyncio.timeout(WITHIN):
+        while process.broker._company.alone != expected:
+            await asyncio.sleep(0.01)
+
+
+async def test_who_is_alone_says_nothing_until_somebody_comes_who_then_knows_to_read(
+    postgres: Address, postgres_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dooers.brokers.postgres.ANSWER", 0.2)
+    thread = a_thread()
+    async with AsyncExitStack() as stack:
+        (one,) = await stack.enter_async_context(opened(postgres_config))
+        assert isinstance(one.broker, PostgresBroker)
+        store = PostgresStore(postgres_config, beside=beside_of(one.broker))
+        await store.open()
+        stack.push_async_callback(store.close)
+        await is_alone(one, True)
+        (bystander,) = await stack.enter_async_context(opened(evolve(postgres_config, database_table_prefix="other_")))
+        async with postgres.session(postgres_config.database_name) as session:
+            heard = list[str]()
+            await session.add_listener(one.broker._channel, lambda *said: heard.append(said[3]))
+            await store.apply(opening(thread, an_event("e1")))
+            await session.execute("SELECT 1")
+            assert heard == []
+        # Somebody comes while something is being written: a lock keeps it from being done.
+        async with postgres.session(postgres_config.database_name) as session, session.transaction():
+            await session.execute("SELECT 1 FROM worker_threads FOR UPDATE")
+            slow = store.apply(Change(thread=thread, events=(an_event("e2"),)))
+            async with asyncio.timeout(WITHIN):
+                while not await session.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                    await asyncio.sleep(0.01)
+            (two,) = await stack.enter_async_context(opened(postgres_config))
+            await is_alone(one, False)
+            two.broker.tell("to be heard before what comes now")
+            await one.until(lambda: bool(one.heard))
+            assert two.missed == 0
+        await slow
+        await two.until(lambda: two.missed == 1)
+        await store.apply(Change(thread=thread, events=(an_event("e3"),)))
+        assert [event.id for news_ in await news(two, 1) for event in news_.events] == ["e3"]
+        assert (bystander.heard, bystander.missed, one.missed) == ([], 0, 0)
+        await two.broker.close()
+        await is_alone(one, True)

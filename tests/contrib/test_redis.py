@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -62,7 +63,7 @@ def redis(redis_url: str) -> Iterator[Redis]:
         yield redis
 
 
-def left_by(redis: Redis, config: WorkerConfig) -> list[bytes]:
+def left_by(redis: Redis, config: WorkerConfig) -> list[Any]:
     found = redis.keys(f"*{config.database_name}*")
     assert isinstance(found, list)
     return found
@@ -251,14 +252,11 @@ async def test_opening_without_redis_is_a_store_error_and_leaves_nothing_behind(
     await process.broker.close()
 
 
-async def test_opening_towards_a_redis_that_says_nothing_ends() -> None:
-    async with proxy("redis://127.0.0.1:1/0") as silent:
-        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-        silent._to, silent.frozen = server.sockets[0].getsockname()[1], True
-        config = worker(silent.url, database_timeout=0.3)
+async def test_opening_towards_a_redis_that_says_nothing_ends(redis_url: str) -> None:
+    async with proxy(redis_url) as silent:
+        silent.frozen = True
         with pytest.raises(StoreError):
-            await asyncio.wait_for(Process(open_broker(config)).open(), 3)
-        server.close()
+            await asyncio.wait_for(Process(open_broker(worker(silent.url, database_timeout=0.3))).open(), 3)
 
 
 async def test_closing_while_redis_is_away_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +327,7 @@ async def test_a_key_whose_process_died_is_free_when_its_lease_ends(redis: Redis
         for task in broker(dead)._tasks:
             task.cancel()
         await asyncio.wait(broker(dead)._tasks)
-        await broker(dead)._redis.connection_pool.disconnect()
+        await broker(dead)._pool.disconnect()
         waiting = asyncio.create_task(two.broker.lock("i"))
         await asyncio.wait_for(two.broker.lock("k"), WITHIN)
         assert time.monotonic() - began < 0.6 + 0.3
@@ -486,9 +484,13 @@ async def test_a_key_has_one_holder_whatever_becomes_of_the_connections(redis_ur
         configs = [evolve(config, broker_url=between.url) for between in (a, b)]
         async with opened(*configs) as (one, two):
             disturbing = asyncio.create_task(disturb([a, b]))
-            await asyncio.wait_for(asyncio.gather(contend(one, 0), contend(two, 1)), 60)
-            disturbing.cancel()
-            await asyncio.wait([disturbing])
+            try:
+                async with asyncio.timeout(2 * WITHIN), asyncio.TaskGroup() as both:
+                    both.create_task(contend(one, 0))
+                    both.create_task(contend(two, 1))
+            finally:
+                disturbing.cancel()
+                await asyncio.wait([disturbing])
 
 
 # ---------------------------------------------------------------- who hears whom
@@ -507,7 +509,7 @@ async def test_a_key_has_one_holder_whatever_becomes_of_the_connections(redis_ur
     ],
     ids=str,
 )
-async def test_who_has_another_database_hears_nothing_and_locks_nothing(redis_url: str, other: dict[str, str]) -> None:
+async def test_who_has_another_database_hears_nothing_and_locks_nothing(redis_url: str, other: dict[str, Any]) -> None:
     config = worker(redis_url)
     more = other.get("broker_url")
     if more is not None:
@@ -581,7 +583,7 @@ def test_a_url_that_is_wrong_is_refused_with_what_to_do_and_never_shown(url: str
     assert "s3cr" not in str(caught.value)
     assert "123" not in str(caught.value)
     assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
 def test_urls_that_redis_py_reads_are_taken() -> None:
@@ -595,7 +597,6 @@ def test_urls_that_redis_py_reads_are_taken() -> None:
         broker = open_broker(worker(url))
         assert isinstance(broker, RedisBroker)
         assert not broker.alone
-        assert broker.announcing("p") is None
 
 
 async def test_a_password_is_used_and_gets_into_no_log_and_no_error(caplog: pytest.LogCaptureFixture) -> None:

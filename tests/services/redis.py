@@ -16,7 +16,10 @@ from uuid import uuid4
 
 import pytest
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as NoRedisError
+from redis.retry import Retry
 
 from dooers import WorkerConfig
 
@@ -47,10 +50,12 @@ class OwnRedis:
     def start(self) -> None:
         with (self.home / "log").open("ab") as log:
             self._process = subprocess.Popen(["redis-server", self.home / "redis.conf"], stdout=log, stderr=log)
-        with Redis(unix_socket_path=str(self.socket)) as redis:
+        with Redis(unix_socket_path=str(self.socket), retry=Retry(NoBackoff(), 0)) as redis:
             for _ in range(500):
                 try:
                     redis.ping()
+                    return
+                except AuthenticationError:  # it is there, and lets not everybody in
                     return
                 except NoRedisError:
                     if self._process.poll() is not None:

@@ -20,7 +20,7 @@ from services.cosmos import Service, database, running, service
 
 from dooers import WorkerConfig, WorkerServer
 from dooers.exceptions import ConfigError, DooersError, NotFoundError, StoreError
-from dooers.models import Change, EventQuery, RunQuery, ThreadQuery
+from dooers.models import Change, EventQuery, Run, RunQuery, ThreadQuery
 from dooers.stores import Store, cosmos_keys, open_store
 from dooers.stores.cosmos import CosmosStore
 from dooers.stores.cosmos_documents import INDEXING, event_name, key_partition, thread_partition, void_document
@@ -523,6 +523,187 @@ async def test_a_lost_answer_to_a_shared_transaction_is_known_to_be_done(far: Co
     assert texts(await far.events(EventQuery(thread_id=thread.id))) == ["one", *(f"m{n}" for n in range(5))]
 
 
+# ---------------------------------------------------------------- signs of life
+
+
+async def running_in(store: CosmosStore, process_id: str | None = "p", *, at: float = 0, count: int = 1) -> list[Run]:
+    """Runs of one thread."""
+    thread = await opened(store)
+    runs = tuple(a_run(thread, at=later(at), process_id=process_id) for _ in range(count))
+    await store.apply(Change(thread=thread, runs=runs))
+    return list(runs)
+
+
+async def test_a_heartbeat_is_one_request_however_many_runs_there_are(
+    far: CosmosStore, line: Between, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        await running_in(far, count=20)
+    line.asked.clear()
+    with caplog.at_level(logging.DEBUG, logger="dooers"):
+        await far.beat("p", later(50))
+    assert len(line.asked) == 1
+    assert [one.getMessage() for one in caplog.records if one.name == "dooers"] == [
+        "the heartbeat of process p cost 1.00 request units in 1 requests"
+    ]
+    assert await far.bury(later(50), later(60), "lost") == []
+
+
+async def test_looking_for_the_dead_asks_nothing_before_anybody_can_be_dead(far: CosmosStore, line: Between) -> None:
+    async def asks(before: float, at: float) -> int:
+        line.asked.clear()
+        assert await far.bury(later(before), later(at), "lost") == []
+        return len(line.asked)
+
+    idle = await asks(0, 6)
+    assert [await asks(at - 6, at) for at in (8, 10, 12)] == [0, 0, 0]
+    assert await asks(8, 14) == idle
+    await running_in(far, at=14.5)
+    await far.beat("p", later(20))
+    assert await asks(14.5, 20.5) == idle + 1  # the sign of one process
+    assert [await asks(at - 6, at) for at in (22, 24, 26)] == [0, 0, 0]
+    await far.beat("p", later(26))
+    assert await asks(20.1, 26.1) == idle + 1
+
+
+async def test_a_run_of_long_ago_that_is_written_after_a_look_is_found_all_the_same(store: CosmosStore) -> None:
+    assert await store.bury(later(50), later(60), "lost") == []
+    (run,) = await running_in(store, at=1)
+    assert [one.id for one in await store.bury(later(2), later(61), "lost")] == [run.id]
+
+
+async def test_a_run_of_an_older_version_counts_from_its_beginning(store: CosmosStore) -> None:
+    (run,) = await running_in(store, at=30)
+    (document,) = [one for one in await everything(store) if one["kind"] == "run"]
+    del document["body"]["process_id"]
+    await store._container.commit(document["pk"], [("replace", (document["id"], document), {})])
+    assert await store.run(run.id) == evolve(run, process_id=None)
+    await store.beat("p", later(40))
+    assert await store.bury(later(30), later(60), "lost") == []
+    assert [one.process_id for one in await store.bury(later(31), later(60), "lost")] == [None]
+
+
+@pytest.mark.parametrize("way", [lose, unplug])
+async def test_a_lost_answer_to_a_sign_of_life_or_a_burial_changes_nothing(
+    far: CosmosStore, line: Between, way: Callable[[Asked], Awaitable[web.Response | None]]
+) -> None:
+    dead, alive = await running_in(far, "dead", count=3), await running_in(far, "alive")
+    line.rule = once(way, lambda asked: asked.writes("process"))
+    await far.beat("alive", later(50))
+    line.rule = once(way, lambda asked: asked.writes("run"))
+    buried = await far.bury(later(40), later(60), "lost")
+    assert sorted(run.id for run in buried) == sorted(run.id for run in dead)
+    assert await far.bury(later(49), later(61), "again") == []
+    assert {run.error for run in await far.runs(RunQuery(equal={"status": "failed"}))} == {"lost"}
+    assert await far.runs(RunQuery(equal={"status": "running"})) == alive
+
+
+async def test_of_two_processes_that_bury_at_once_each_run_is_given_to_one(config: WorkerConfig) -> None:
+    async with running(config) as one, running(config) as two:
+        dead = [run.id for _ in range(10) for run in await running_in(one, count=2)]
+        shares = await asyncio.gather(*(store.bury(later(1), later(60), "lost") for store in (one, two)))
+        assert sorted(run.id for share in shares for run in share) == sorted(dead)
+
+
+async def test_a_run_that_ends_while_it_is_buried_stays_as_it_ended(
+    config: WorkerConfig, far: CosmosStore, line: Between
+) -> None:
+    async with running(config) as near:
+        (run,) = await running_in(near)
+        held, free = asyncio.Event(), asyncio.Event()
+
+        async def hold(asked: Asked) -> web.Response | None:
+            held.set()
+            await free.wait()
+            return await asked.go_on()
+
+        line.rule = once(hold, lambda asked: asked.writes("run"))
+        burying = asyncio.create_task(far.bury(later(1), later(60), "lost"))
+        await held.wait()
+        thread = await near.thread(run.thread_id)
+        assert thread is not None
+        ended = evolve(run, status="succeeded", ended_at=later(2))
+        await near.apply(Change(thread=thread, runs=(ended,), events=(an_event(thread),)))
+        free.set()
+        assert await burying == []
+        assert await near.run(run.id) == ended
+
+
+async def test_more_dead_runs_of_one_thread_than_a_transaction_holds_are_buried(store: CosmosStore) -> None:
+    first = await running_in(store, count=90)
+    thread = await store.thread(first[0].thread_id)
+    assert thread is not None
+    more = tuple(a_run(thread, process_id="p") for _ in range(30))
+    await store.apply(Change(thread=thread, runs=more))
+    buried = await store.bury(later(1), later(60), "lost")
+    assert {run.id for run in buried} == {run.id for run in (*first, *more)}
+    await store.apply(Change(thread=thread, events=(an_event(thread, "the thread goes on"),)))
+
+
+async def test_a_thread_that_cannot_be_written_keeps_none_of_the_other_dead_and_is_tried_again(
+    config: WorkerConfig, line: Between
+) -> None:
+    async with running(config, database_host=line.url, database_timeout=2.0) as far:
+        (bad,), (good,) = await running_in(far), await running_in(far)
+
+        async def refuse(asked: Asked) -> web.Response | None:
+            partition = thread_partition(bad.thread_id)
+            stuck = any(one.get("resourceBody", {}).get("pk") == partition for one in asked.batch)
+            return await (throttle(asked) if stuck else asked.go_on())
+
+        line.rule = refuse
+        assert [run.id for run in await far.bury(later(1), later(60), "lost")] == [good.id]
+        line.rule = once(unplug, lambda asked: False)
+        assert [run.id for run in await far.bury(later(1), later(62), "lost")] == [bad.id]
+
+
+async def test_a_service_that_does_not_answer_is_a_store_error_and_looking_goes_on(
+    config: WorkerConfig, line: Between
+) -> None:
+    async with running(config, database_host=line.url) as far:
+        (run,) = await running_in(far)
+        line.rule = unplug
+        with pytest.raises(StoreError):
+            await far.beat("p", later(1))
+        with pytest.raises(StoreError):
+            await far.bury(later(1), later(60), "lost")
+        line.rule = once(unplug, lambda asked: False)
+        assert [one.id for one in await far.bury(later(1), later(60), "lost")] == [run.id]
+
+
+async def test_a_burial_that_nobody_heard_of_is_told_by_the_next_look(config: WorkerConfig, line: Between) -> None:
+    async with running(config, database_host=line.url) as far:
+        (run,) = await running_in(far)
+        gone = False
+
+        async def then_nothing(asked: Asked) -> web.Response | None:
+            nonlocal gone
+            if gone:
+                return None
+            gone = asked.writes("run")
+            return await (lose(asked) if gone else asked.go_on())
+
+        line.rule = then_nothing
+        assert await far.bury(later(1), later(60), "lost") == []
+        line.rule = once(unplug, lambda asked: False)
+        (buried,) = await far.bury(later(1), later(62), "again")
+        assert buried == evolve(run, status="failed", ended_at=later(60), error="lost")
+        assert await far.bury(later(100), later(100), "again") == []
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_run_in_a_thread_that_a_crash_left_half_written_is_buried(config: WorkerConfig, line: Between) -> None:
+    async with running(config) as store:
+        (run,) = await running_in(store)
+        thread = await store.thread(run.thread_id)
+        assert thread is not None
+        many = Change(thread=thread, events=tuple(an_event(thread) for _ in range(MANY)))
+        async with running(config, database_host=line.url, **QUICK) as crashing:
+            await crash_after(line, crashing, many, 1)
+        assert [one.id for one in await store.bury(later(1), later(60), "lost")] == [run.id]
+        assert await store.events(EventQuery(thread_id=thread.id)) == []
+
+
 # ---------------------------------------------------------------- more than one transaction
 
 
@@ -770,6 +951,30 @@ async def test_any_text_may_be_an_id(store: CosmosStore, value: str) -> None:
 
 
 # ---------------------------------------------------------------- a worker on it
+
+
+async def test_a_worker_closes_the_runs_of_a_dead_process_on_cosmos(config: WorkerConfig) -> None:
+    worker = WorkerServer(evolve(config, run_heartbeat=0.05, run_timeout=0.2))
+
+    @worker.handler
+    async def agent(incoming: Any, send: Any) -> AsyncIterator[Any]:
+        yield send.text(f"re: {incoming.message}")
+
+    async with running(config) as store:
+        (run,) = await running_in(store, "dead")
+        try:
+            who: dict[str, Any] = {"organization_id": "o", "workspace_id": "w", "user_id": "u"}
+            await (await worker.dispatch(message="elsewhere", **who)).collect()
+            async with asyncio.timeout(10):
+                while not await store.events(EventQuery(thread_id=run.thread_id)):
+                    await asyncio.sleep(0.01)
+            closed = await store.run(run.id)
+            assert closed is not None
+            (notice,) = await store.events(EventQuery(thread_id=run.thread_id))
+            assert (closed.status, texts([notice])) == ("failed", [closed.error])
+            assert (notice.actor, notice.notice) == ("system", True)
+        finally:
+            await worker.close()
 
 
 async def test_a_worker_answers_and_remembers_on_cosmos(config: WorkerConfig, line: Between) -> None:

@@ -62,7 +62,8 @@ class Author:
         thread = new if thread is None or more["opens"] else thread
         count = 120 if maybe() < 0.02 else self.chance.choice((0, 1, 1, 1, 2, 3))
         events = [an_event(thread, f"e{self.now}-{n}", at=later(self.now + n / 1000)) for n in range(count)]
-        runs = [a_run(thread, at=later(self.now))] if maybe() < 0.3 else []
+        process_id = self.chance.choice(("p", "q", None))
+        runs = [a_run(thread, at=later(self.now), process_id=process_id)] if maybe() < 0.3 else []
         old = [run for run in self.runs if run.thread_id == thread_id]
         if old and maybe() < 0.5:
             runs.append(evolve(self.chance.choice(old), status="succeeded", ended_at=later(self.now)))
@@ -125,4 +126,12 @@ async def test_over_a_bad_line_it_ends_up_as_the_store_in_memory(seed: int, monk
                     event = chance.choice(author.events)
                     await memory.remove_event(event.id)
                     await store.remove_event(event.id)
+                if chance.random() < 0.3:
+                    process_id, at = chance.choice("pq"), later(author.now)
+                    await memory.beat(process_id, at)
+                    await store.beat(process_id, at)
+                if chance.random() < 0.3:
+                    when = later(author.now - 4), later(author.now), f"lost at {author.now}"
+                    dead, buried = await memory.bury(*when), await store.bury(*when)
+                    assert {run.id for run in buried} == {run.id for run in dead}, step
                 assert await contents(near) == await contents(memory), step

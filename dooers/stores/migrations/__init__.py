@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["HEAD", "outdated", "upgrade_script", "upgrade_sqlite"]
 
-HEAD = "0002"
+HEAD = "0003"
 
 # `alembic.op` is one object for the whole process: two workers that start at once would write into each other's database.
 _alembic = Lock()
