@@ -386,11 +386,14 @@ async def test_a_process_that_stood_still_stops_what_was_taken_for_dead(place: P
                     await reader.says("tick 3")
                 slow.pause()
                 await reading[0].says(SAFE)  # to somebody of the other process
+                async with cluster.nodes[0].client() as other:
+                    await post(other, "echo 0 meanwhile", thread_id)
+                await reading[0].says("re: echo 0 meanwhile")  # its thread goes on without it
                 slow.go_on()
                 for reader in reading:
                     await reader.says(SAFE)
-                await post(client, "echo 0 on", thread_id)
-                await reading[0].says("re: echo 0 on")
+                await post(client, "echo 0 after", thread_id)
+                await reading[0].says("re: echo 0 after")
                 await alike(place, reading)
                 (failed,) = [row for row in await place.runs(thread_id) if row["status"] == "failed"]
                 of_run = [text_of(e) for e in reading[0].events if e.get("run_id") == failed["id"]]

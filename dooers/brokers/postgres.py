@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from hashlib import sha256
+from math import inf
 from secrets import token_hex
 from typing import Any
 
@@ -55,6 +56,12 @@ _ANNOUNCE = (
     "(SELECT pg_notify(CAST(:news_channel AS TEXT), CASE WHEN octet_length(said) <= CAST(:news_limit AS INT) THEN said "
     "ELSE CAST(:news_look AS TEXT) END) FROM (SELECT row_to_json(thread)::text || E'\\n' || CAST(:news AS TEXT) AS said) AS n)"
 )
+# Ends the connection that holds a key, and so lets go of it. A key is a number of 64 bits, and stands there in two halves.
+_EVICT = (
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid() "
+    "AND classid::bigint << 32 | objid::bigint = hashtextextended($1, 0)"
+)
 # Which server and which database this is, whatever way leads there.
 _WHERE = (
     "SELECT pg_postmaster_start_time()::text || ' ' || (SELECT oid FROM pg_database WHERE datname = current_database())"
@@ -84,6 +91,8 @@ class PostgresBroker:
         self._here = asyncio.Event()
         self._lost = asyncio.Event()
         self._freed: dict[str, asyncio.Event] = {}
+        # How long somebody has waited for a key without a word from who holds it.
+        self._silent: dict[str, float] = {}
         self._held: set[str] = set()
         self._wanted: set[str] = set()
         self._locks = KeyLocks()
@@ -303,18 +312,31 @@ class PostgresBroker:
 
     async def _take(self, key: str) -> None:
         """Not by waiting in the server: that would keep the one connection from everything else."""
-        freed, pause, ask = self._freed.setdefault(key, asyncio.Event()), LOOK, True
+        freed, pause, unasked = self._freed.setdefault(key, asyncio.Event()), LOOK, inf
+        self._silent[key], patience = 0.0, self._config.run_timeout
         try:
             while not await self._try(key):
-                if ask:
+                if self._silent[key] > patience:
+                    await self._evict(key)
+                if unasked > patience / 3:
+                    unasked = 0.0
                     await self._reach("SELECT pg_notify($1, $2)", self._keys_channel, f"want {key}")
                 freed.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await freed.wait()
-                ask, pause = freed.is_set(), min(2 * pause, LOOK_AT_MOST)  # who has it next is to know of us, too
+                unasked = inf if freed.is_set() else unasked + pause  # who has it next is to know of us, too
+                self._silent[key] += pause
+                pause = min(2 * pause, LOOK_AT_MOST)
         finally:
-            del self._freed[key]
+            del self._freed[key], self._silent[key]
+
+    async def _evict(self, key: str) -> None:
+        """Whoever holds this key does not say so: its process stands still, or its machine is gone and the server does not know."""
+        self._silent[key] = 0.0
+        with suppress(StoreError, *_GONE):
+            if await self._run(_EVICT, self._name(key)):
+                log.warning("thread %s was held by a process that gave no sign of life", key)
 
     async def _reach(self, query: str, *values: Any) -> Any:
         """Run a query once there is a connection; StoreError where there is none for too long."""
@@ -379,6 +401,10 @@ class PostgresBroker:
         elif word == "want":
             if key in self._held:
                 self._wanted.add(key)
+                self._say_key(f"have {key}")
+        elif word == "have":
+            if key in self._silent:
+                self._silent[key] = 0.0
         else:
             self._company.hear(word, key)
 

@@ -227,6 +227,24 @@ async def test_whoever_waited_for_a_key_when_the_connection_was_away_is_told_tha
         await asyncio.wait_for(waiting, WITHIN)
 
 
+async def test_a_key_is_taken_from_who_gives_no_sign_of_life_and_from_nobody_else(
+    postgres: Address, postgres_config: WorkerConfig
+) -> None:
+    config = evolve(postgres_config, run_timeout=0.7, run_heartbeat=0.2)
+    async with opened(config, config) as (one, two), postgres.session(config.database_name) as still:
+        assert isinstance(two.broker, PostgresBroker)
+        for key in ("still", "süß"):
+            await still.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", two.broker._name(key))
+        await one.broker.lock("alive")
+        waiting = asyncio.create_task(two.broker.lock("alive"))
+        for key in ("still", "süß"):
+            await asyncio.wait_for(two.broker.lock(key), WITHIN)
+        done, _ = await asyncio.wait([waiting], timeout=2.0)
+        assert not done, "who answers, keeps it"
+        one.broker.unlock("alive")
+        await asyncio.wait_for(waiting, WITHIN)
+
+
 async def test_whoever_asks_from_outside_gets_a_key_before_it_is_taken_again(postgres_config: WorkerConfig) -> None:
     async with opened(postgres_config, postgres_config) as (one, two):
         order = list[str]()
