@@ -68,6 +68,8 @@ class Relay:
         self._over: dict[
             str, None
         ] = {}  # runs that have ended, and messages that are whole: a set in the order of arrival
+        # Runs that were shown to be at work, and their threads: whoever was shown that is to be shown their end.
+        self._begun: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(CATCHING)
 
@@ -242,6 +244,13 @@ class Relay:
     def _without_ended(self, change: Change) -> Change:
         """The change without runs whose end was shown: one that has ended stays so, whatever comes late."""
         runs = tuple(run for run in change.runs if run.id not in self._over)
+        for run in runs:
+            if run.status == "running":
+                self._begun[run.id] = run.thread_id
+            else:
+                self._begun.pop(run.id, None)
+        while len(self._begun) > OVER:
+            del self._begun[next(iter(self._begun))]
         self._note_over(run.id for run in runs if run.status != "running")
         return change if len(runs) == len(change.runs) else evolve(change, runs=runs)
 
@@ -310,6 +319,11 @@ class Relay:
             self._broadcast.fill(change, after, upto)
             after = upto
         runs = await self._store.runs(RunQuery(equal={"thread_id": thread_id}, limit=RUNS))
+        read = {run.id for run in runs}
+        for run_id in [one for one, its in self._begun.items() if its == thread_id and one not in read]:
+            run = await self._store.run(run_id)
+            if run is not None:
+                runs.append(run)  # an older one
         renamed = last is None or (last.title, last.metadata) != (thread.title, thread.metadata)
         patch = {"told": True} if whole or renamed else {}
         self._show_read(Change(thread=thread, patch=patch, runs=tuple(reversed(runs))))

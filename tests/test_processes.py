@@ -21,6 +21,7 @@ from dooers import AnalyticsEvent, WorkerConfig, WorkerServer
 from dooers.brokers.memory import Hub, MemoryBroker
 from dooers.exceptions import StoreError
 from dooers.models import Change
+from dooers.relay import RUNS
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 from dooers.testing import Closed, WorkerClient
 
@@ -580,6 +581,25 @@ async def test_pieces_that_were_lost_are_not_made_up_but_the_whole_message_comes
             frames = await until(reading, is_over)
             assert [kind for kind in types(frames) if kind != "run.upsert"] == ["event.append"]
             assert texts(frames) == ["one two three"]
+
+
+async def test_the_end_of_a_run_is_made_up_for_however_many_came_after_it(worker_config: WorkerConfig) -> None:
+    gate = Gate()
+    async with pair(worker_config, gate.handler) as workers, workers.clients() as (one, two):
+        thread_id = await post(one, "go")
+        await watch(two, thread_id)
+        await gate.reached.wait()
+        first = (await until(two, lambda f: f["type"] == "run.upsert"))[-1]["payload"]["run"]
+        workers.broker(workers.two).cut()
+        gate.go.set()
+        for _ in range(RUNS + 1):
+            await post(one, "more", thread_id)
+        await settle(workers.one)
+        workers.broker(workers.two).mend()
+        await until(two, lambda f: f["type"] == "run.upsert" and f["payload"]["run"]["id"] == first["id"])
+        await settle(workers.two)
+        assert first["status"] == "running"
+        assert "running" not in statuses(await quiet(two))
 
 
 async def test_the_last_piece_that_the_whole_message_has_overtaken_is_taken_from_it(
