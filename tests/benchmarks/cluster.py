@@ -230,8 +230,12 @@ async def notify(server: OwnPostgres, fsync: str) -> None:
     )
     async with server.address.database() as database:
         config = server.address.config(database, database_pool_max=44)
-        brokers = [PostgresBroker(config) for _ in range(3)]  # who says it, and two who hear it
-        stores = [PostgresStore(config), PostgresStore(config, beside=brokers[0].announcing(lambda: "process"))]
+        # Who says it (one that is not open does not know whether anybody is there, so it does), and two who hear it.
+        brokers = [PostgresBroker(config) for _ in range(3)]
+        stores = [
+            PostgresStore(config),
+            PostgresStore(config, beside=lambda changes: brokers[0].announce(changes, "process")),
+        ]
         for store in stores:
             await store.open()
         for broker in brokers[1:]:
