@@ -26,6 +26,7 @@ from services.postgres import Address, OwnPostgres, own_postgres  # noqa: E402
 from services.redis import OwnRedis, own_redis  # noqa: E402
 from services.workers import Cluster, Poster, Reader  # noqa: E402
 
+from dooers.brokers import Announce  # noqa: E402
 from dooers.brokers.postgres import PostgresBroker  # noqa: E402
 from dooers.client import Client  # noqa: E402
 from dooers.models import Change  # noqa: E402
