@@ -44,13 +44,21 @@ class _Words:
 def put_aside(prefix: str, dialect: str) -> Iterator[str]:
     """Give the predecessor's tables other names."""
     if dialect == "postgresql":
-        # The indexes too, as ours are to have the names they have everywhere.
-        names = ", ".join(f"'\"{prefix}{table}\"'" for table in COLUMNS)
-        yield (
-            "DO $$ DECLARE name regclass; BEGIN FOR name IN SELECT indexrelid FROM pg_index "
-            f"WHERE indrelid = ANY (CAST(ARRAY[{names}] AS regclass[])) "
-            "LOOP EXECUTE 'ALTER INDEX ' || name || ' RENAME TO dooers_aside_' || CAST(name AS oid); END LOOP; END $$"
-        )
+        # Their constraints and indexes too, as ours are to have the names they have everywhere.
+        tables = ", ".join(f"'\"{prefix}{table}\"'" for table in COLUMNS)
+        yield f"""
+DO $$ DECLARE
+    theirs regclass[] = ARRAY[{tables}];
+    one record;
+BEGIN
+    FOR one IN SELECT oid, conname, conrelid FROM pg_constraint WHERE conrelid = ANY (theirs) LOOP
+        EXECUTE 'ALTER TABLE ' || CAST(one.conrelid AS regclass) || ' RENAME CONSTRAINT ' || quote_ident(one.conname)
+            || ' TO dooers_aside_' || one.oid;
+    END LOOP;
+    FOR one IN SELECT indexrelid FROM pg_index WHERE indrelid = ANY (theirs) LOOP
+        EXECUTE 'ALTER INDEX ' || CAST(one.indexrelid AS regclass) || ' RENAME TO dooers_aside_' || one.indexrelid;
+    END LOOP;
+END $$"""
         # Times without a zone, where there are any, are UTC.
         yield "SELECT set_config('timezone', 'UTC', true)"
     for table in COLUMNS:
@@ -276,6 +284,8 @@ def _sqlite_time(column: str) -> str:
 
 
 def _sqlite_content(column: str) -> str:
+    """The same. `|| ''` makes JSON a plain text: SQLite remembers where a value came from, and would put it in as JSON."""
+
     def may_be(name: str, kind: str) -> str:
         return f"coalesce(json_type(p.value, '$.{name}'), 'null') IN ('null', '{kind}')"
 
@@ -285,7 +295,7 @@ def _sqlite_content(column: str) -> str:
     is_url = "json_type(p.value, '$.url') = 'text'"
     return f"""(SELECT json_group_array(json(CASE
         WHEN p.type = 'text' THEN json_object('type', 'text', 'text', p.value)
-        WHEN p.type <> 'object' THEN json_object('type', 'text', 'text', {_sqlite_json("p")})
+        WHEN p.type <> 'object' THEN json_object('type', 'text', 'text', {_sqlite_json("p")} || '')
         WHEN {is_a("text")} AND json_type(p.value, '$.text') = 'text' THEN p.value
         WHEN {is_a("image")} AND {is_url} AND {may_be("mime_type", "text")} AND {may_be("alt", "text")}
             AND {may_be("width", "integer")} AND {may_be("height", "integer")} THEN p.value
@@ -293,7 +303,7 @@ def _sqlite_content(column: str) -> str:
             AND {may_be("size_bytes", "integer")}
             THEN json_set(p.value, '$.filename', coalesce(json_extract(p.value, '$.filename'), 'document'),
                 '$.mime_type', coalesce(json_extract(p.value, '$.mime_type'), 'application/octet-stream'))
-        ELSE json_object('type', 'text', 'text', p.value) END))
+        ELSE json_object('type', 'text', 'text', p.value || '') END))
     FROM json_each(CASE WHEN coalesce({column}, '') = '' THEN '[]'
         WHEN NOT json_valid({column}) THEN json_array({column})
         WHEN json_type({column}) = 'array' THEN {column}
