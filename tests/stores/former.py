@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
+import pytest
 from attrs import evolve, frozen
 from services.postgres import Address
 
@@ -16,7 +17,7 @@ from dooers import WorkerConfig
 from dooers.stores import Store, open_store
 from dooers.stores.migrations import Dialect
 
-__all__ = ["COLUMNS", "Database", "PostgresDatabase", "SqliteDatabase", "predecessor"]
+__all__ = ["COLUMNS", "Database", "PostgresDatabase", "Rows", "SqliteDatabase", "empty", "opened", "predecessor"]
 
 COLUMNS = {
     "threads": "id worker_id organization_id workspace_id user_id title created_at updated_at last_event_at",
@@ -28,43 +29,16 @@ JSON = {"content", "data", "values"}
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-class Database(Protocol):
-    """A database, beside any store."""
-
-    config: WorkerConfig
-    dialect: Dialect
-
-    async def execute(self, *statements: str) -> None:
-        """Run these, in one transaction."""
-        ...
-
-    async def fetch(self, statement: str) -> list[tuple[Any, ...]]:
-        """The rows of a query."""
-        ...
-
-    async def insert(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Put rows into a table, as they are."""
-        ...
-
-    async def catalog(self) -> list[tuple[Any, ...]]:
-        """Tables, columns, types, constraints, indexes: everything there is but rows."""
-        ...
-
-    def time(self, at: datetime | str | None) -> Any:
-        """A time as the predecessor's driver would be given it."""
-        ...
-
-    def store(self, **options: Any) -> Store:
-        """A store on it, not opened."""
-        ...
-
-
 @frozen
 class SqliteDatabase:
+    """A file, beside any store."""
+
     config: WorkerConfig
     dialect: Dialect = "sqlite"
 
     async def execute(self, *statements: str) -> None:
+        """Run these, in one transaction."""
+
         def work() -> None:
             with closing(sqlite3.connect(self.config.database_name)) as connection:
                 for statement in statements:
@@ -74,10 +48,13 @@ class SqliteDatabase:
         await asyncio.to_thread(work)
 
     async def fetch(self, statement: str) -> list[tuple[Any, ...]]:
+        """The rows of a query."""
         with closing(sqlite3.connect(self.config.database_name)) as connection:
             return connection.execute(statement).fetchall()
 
     async def insert(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Put rows into a table, as they are."""
+
         def work() -> None:
             with closing(sqlite3.connect(self.config.database_name)) as connection:
                 for row in rows:
@@ -88,30 +65,38 @@ class SqliteDatabase:
         await asyncio.to_thread(work)
 
     async def catalog(self) -> list[tuple[Any, ...]]:
+        """Tables, columns, types, constraints, indexes: everything there is but rows."""
         return await self.fetch("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
 
     def time(self, at: datetime | str | None) -> Any:
+        """A time as the predecessor's driver would be given it."""
         return at.isoformat() if isinstance(at, datetime) else at
 
     def store(self, **options: Any) -> Store:
+        """A store on it, not opened."""
         return open_store(evolve(self.config, **options))
 
 
 @frozen
 class PostgresDatabase:
+    """A database of a server, beside any store."""
+
     config: WorkerConfig
     address: Address
     dialect: Dialect = "postgresql"
 
     async def execute(self, *statements: str) -> None:
+        """Run these, in one transaction."""
         async with self.address.session(self.config.database_name) as session:
             await session.execute(";".join(statements))
 
     async def fetch(self, statement: str) -> list[tuple[Any, ...]]:
+        """The rows of a query."""
         async with self.address.session(self.config.database_name) as session:
             return [tuple(row) for row in await session.fetch(statement)]
 
     async def insert(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Put rows into a table, as they are."""
         async with self.address.session(self.config.database_name) as session:
             for row in rows:
                 names, marks = (
@@ -121,6 +106,7 @@ class PostgresDatabase:
                 await session.execute(f'INSERT INTO "{table}" ({names}) VALUES ({marks})', *row.values())
 
     async def catalog(self) -> list[tuple[Any, ...]]:
+        """Tables, columns, types, constraints, indexes: everything there is but rows."""
         return [
             row
             for query in (
@@ -140,10 +126,37 @@ class PostgresDatabase:
         ]
 
     def time(self, at: datetime | str | None) -> Any:
+        """A time as the predecessor's driver would be given it."""
         return datetime.fromisoformat(at) if isinstance(at, str) else at
 
     def store(self, **options: Any) -> Store:
+        """A store on it, not opened."""
         return open_store(evolve(self.config, **options))
+
+
+Database: TypeAlias = SqliteDatabase | PostgresDatabase
+
+
+@asynccontextmanager
+async def empty(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+    """An empty database that nobody else has, of the kind that the fixture is asked for."""
+    if request.param == "sqlite":
+        yield SqliteDatabase(request.getfixturevalue("worker_config"))
+    else:
+        address: Address = request.getfixturevalue("postgres")
+        async with address.database() as name:
+            yield PostgresDatabase(address.config(name), address)
+
+
+@asynccontextmanager
+async def opened(database: Database, **options: Any) -> AsyncIterator[Store]:
+    """A store on a database."""
+    store = database.store(**options)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def tables(dialect: Dialect, prefix: str, related: bool) -> list[str]:
