@@ -20,6 +20,8 @@ log = logging.getLogger("dooers")
 
 # Seconds to wait for another process that is migrating.
 MIGRATING = 600.0
+# KiB of memory a migration may take: with the usual 2 MB, an index of a million random ids is read from the disk over and over.
+CACHE = 256 * 1024
 
 
 def prepare_file(path: str, prefix: str, *, migrate: bool) -> str:
@@ -38,6 +40,7 @@ def prepare(connection: sqlite3.Connection, prefix: str, *, migrate: bool) -> st
     if not migrate:
         raise found.outdated()
     connection.execute(f"PRAGMA busy_timeout={int(MIGRATING * 1000)}").fetchall()
+    connection.execute(f"PRAGMA cache_size=-{CACHE}").fetchall()
     # IMMEDIATE takes the write lock before the look that counts: of ten processes starting at once one migrates, nine wait
     # and then find nothing to do.
     connection.execute("BEGIN IMMEDIATE")
@@ -59,7 +62,7 @@ def look_into(path: str, prefix: str) -> Found:
     uri = f"{Path(path).absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
         found = _look(connection, prefix)
-    found.check()
+        _check(connection, found)
     return found
 
 
@@ -78,17 +81,23 @@ def _look(connection: sqlite3.Connection, prefix: str) -> Found:
     return Found(prefix, None if row is None else str(row[0]), there)
 
 
+def _check(connection: sqlite3.Connection, found: Found) -> None:
+    """Raise StoreError for what cannot be migrated."""
+    found.check()
+    if not found.adopts:
+        return
+    for place, row_id, column, value in connection.execute(unreadable_times(found.prefix)):
+        raise StoreError(
+            f"the tables of the predecessor cannot be adopted: expected a time such as 2026-01-31T12:30:00+00:00 in "
+            f"{place}.{column} of {row_id!r}, got {value!r}. Nothing was touched; mend the row, or delete it"
+        )
+
+
 def _upgrade(connection: sqlite3.Connection, prefix: str) -> str:
     found = _look(connection, prefix)
-    found.check()
+    _check(connection, found)
     if found.current:
         return done(found, {})
-    if found.adopts:
-        for place, row_id, column, value in connection.execute(unreadable_times(prefix)):
-            raise StoreError(
-                f"the tables of the predecessor cannot be adopted: expected a time such as 2026-01-31T12:30:00+00:00 in "
-                f"{place}.{column} of {row_id!r}, got {value!r}. Nothing was touched; mend the row, or delete it"
-            )
     for statement in upgrade_statements("sqlite", found):
         connection.execute(statement).close()
     counted = (

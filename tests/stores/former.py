@@ -66,7 +66,8 @@ class SqliteDatabase:
 
     async def catalog(self) -> list[tuple[Any, ...]]:
         """Tables, columns, types, constraints, indexes: everything there is but rows."""
-        return await self.fetch("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
+        rows = await self.fetch("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
+        return [(*names, " ".join((sql or "").split())) for *names, sql in rows]
 
     def time(self, at: datetime | str | None) -> Any:
         """A time as the predecessor's driver would be given it."""

@@ -129,7 +129,7 @@ async def test_a_conversation_comes_over_whole(database: Database) -> None:
         assert (message.user, message.created_at, message.content) == (first.owner, at(1), [TextPart("m1")])
         assert (answer.user, answer.author, answer.run_id) == (None, "Robot", "r1")
         assert (call.type, call.content, call.data) == ("tool.call", [], {"name": "f", "args": {"n": 1.5}})
-        ended = {"thread_id": "t1", "started_at": at(1), "ended_at": at(2)}
+        ended: dict[str, Any] = {"thread_id": "t1", "started_at": at(1), "ended_at": at(2)}
         assert await store.runs(RunQuery(oldest_first=True)) == [
             Run(id="r1", agent_id="helper", status="succeeded", **ended),
             Run(id="r2", status="failed", error="ValueError: x", **ended),
@@ -148,7 +148,7 @@ async def test_the_conversation_goes_on_through_the_doors(database: Database) ->
         histories.append(await memory.get_history())
         yield send.text("a3")
 
-    who = {"worker_id": "w", "organization_id": "o", "workspace_id": "s", "user_id": "ana"}
+    who: dict[str, Any] = {"worker_id": "w", "organization_id": "o", "workspace_id": "s", "user_id": "ana"}
     async with worker.lifespan(), WorkerClient(worker, **who) as client:
         snapshot = await client.ask("thread.subscribe", {"thread_id": "t1"})
         assert [one["id"] for one in snapshot["payload"]["events"]] == ["m1", "a1", "call", "m2", "a2"]

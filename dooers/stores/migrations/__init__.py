@@ -33,7 +33,8 @@ _alembic = Lock()
 
 @frozen
 class Found:
-    """What a database holds under a prefix: a version, or None, and the columns of the tables that have our names, where they were looked at."""
+    """What a database holds under a prefix: a version, or None, and the columns of the tables that have our names, where they were
+    looked at."""
 
     prefix: str
     version: str | None = None
@@ -97,7 +98,7 @@ def done(was: Found, counts: Mapping[str, int]) -> str:
     if was.current:
         return f"the database was up to date: schema version {HEAD}"
     if was.adopts:
-        what = ", ".join(f"{count} {table}" for table, count in counts.items())
+        what = ", ".join(f"{count} {table if count != 1 else table[:-1]}" for table, count in counts.items())
         return f"adopted the tables of the predecessor ({what}): now schema version {HEAD}"
     if was.version is None:
         return f"made the tables: schema version {HEAD}"
