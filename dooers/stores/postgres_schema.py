@@ -49,7 +49,8 @@ async def prepare(line: Line, prefix: str, *, migrate: bool) -> str:
         if found.adopts:
             counted = dict((await line.fetch(_count_rows(prefix), timeout=MIGRATING))[0])
     said = done(found, counted)
-    log.info("%s", said)
+    if not found.current:
+        log.info("%s", said)
     return said
 
 

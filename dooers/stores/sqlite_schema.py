@@ -47,12 +47,11 @@ def prepare(connection: sqlite3.Connection, prefix: str, *, migrate: bool) -> st
     try:
         said = _upgrade(connection, prefix)
         connection.execute("COMMIT")
+        return said
     except BaseException:
         with suppress(sqlite3.Error):  # where the error has ended the transaction already
             connection.execute("ROLLBACK")
         raise
-    log.info("%s", said)
-    return said
 
 
 def look_into(path: str, prefix: str) -> Found:
@@ -100,9 +99,10 @@ def _upgrade(connection: sqlite3.Connection, prefix: str) -> str:
         return done(found, {})
     for statement in upgrade_statements("sqlite", found):
         connection.execute(statement).close()
-    counted = (
-        {table: connection.execute(f'SELECT count(*) FROM "{prefix}{table}"').fetchone()[0] for table in TABLES}
-        if found.adopts
-        else {}
-    )
-    return done(found, counted)
+    counted = {}
+    if found.adopts:
+        for table in TABLES:
+            counted[table] = connection.execute(f'SELECT count(*) FROM "{prefix}{table}"').fetchone()[0]
+    said = done(found, counted)
+    log.info("%s", said)
+    return said

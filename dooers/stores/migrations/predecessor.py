@@ -107,7 +107,7 @@ def _of_thread(column: str) -> str:
 def _person(words: _Words, user_id: str, name: str, email: str) -> str:
     """A user as `codec.plain_user` has them."""
     pairs = {"user_id": user_id, "user_name": name, "user_email": email}
-    values = {key: f"coalesce({value}, '')" for key, value in pairs.items()}
+    values = {key: f"coalesce({_text(value)}, '')" for key, value in pairs.items()}
     values |= {"user_role": "''", "identity_ids": words.no_list}
     values |= dict.fromkeys(("system_role", "organization_role", "workspace_role"), "''")
     listed = ", ".join(f"'{key}', {value}" for key, value in values.items())
@@ -115,26 +115,29 @@ def _person(words: _Words, user_id: str, name: str, email: str) -> str:
 
 
 def _threads(prefix: str, words: _Words) -> str:
-    """A row for each thread, and for each that events or runs speak of. The owner's name is on the first message of theirs."""
+    """A row for each thread, and for each that events or runs speak of. The owner's name is on the first message of theirs.
+
+    MATERIALIZED, here and below: SQLite makes an index to join by of what is, and of what is not it joins each row with each.
+    """
     time = words.time
     return f"""
 INSERT INTO "{prefix}threads" (id, worker_id, organization_id, workspace_id, user_id, owner, title, created_at, updated_at,
     last_event_at, last_seq)
-WITH kept AS (
+WITH kept AS MATERIALIZED (
     SELECT {_text("id")} AS id, worker_id, organization_id, workspace_id, coalesce({_text("user_id")}, '') AS user_id, title,
         {time("created_at")} AS created_at, {time("updated_at")} AS updated_at, {time("last_event_at")} AS last_event_at
     FROM "{prefix}threads_aside"
-), said AS (
+), said AS MATERIALIZED (
     SELECT {_text("id")} AS id, {_of_thread("thread_id")} AS thread_id, {_text("user_id")} AS user_id, user_name, user_email,
         {time("created_at")} AS created_at
     FROM "{prefix}events_aside"
-), told AS (
+), told AS MATERIALIZED (
     SELECT thread_id, count(*) AS count, min(created_at) AS first_at, max(created_at) AS last_at FROM said GROUP BY thread_id
-), named AS (
+), named AS MATERIALIZED (
     SELECT thread_id, user_id, user_name, user_email,
         row_number() OVER (PARTITION BY thread_id, user_id ORDER BY created_at, id{words.binary}) AS n
     FROM said WHERE user_id <> '' AND (user_name <> '' OR user_email <> '')
-), ran AS (
+), ran AS MATERIALIZED (
     SELECT {_of_thread("thread_id")} AS thread_id, min({time("started_at")}) AS first_at, max({time("started_at")}) AS last_at
     FROM "{prefix}runs_aside" GROUP BY {_of_thread("thread_id")}
 ), ids AS (
@@ -161,15 +164,17 @@ def _events(prefix: str, words: _Words) -> str:
     return f"""
 INSERT INTO "{prefix}events" (id, thread_id, seq, turn_seq, type, actor, author, user_id, sender, content, data, run_id, notice,
     created_at)
+WITH failed AS MATERIALIZED (
+    SELECT {_text("id")} AS failed_id, error FROM "{prefix}runs_aside" WHERE error IS NOT NULL
+)
 SELECT id, thread_id, seq,
     coalesce(max(CASE WHEN type = 'message' AND actor = 'user' THEN seq END)
         OVER (PARTITION BY thread_id ORDER BY seq ROWS UNBOUNDED PRECEDING), seq),
     type, actor, author, CASE WHEN {who} THEN coalesce(user_id, '') END,
     CASE WHEN {who} THEN {_person(words, "user_id", "user_name", "user_email")} END,
     {words.content("content")}, {words.data("data")}, run_id,
-    CASE WHEN type = 'message' AND actor = 'system' AND ({words.is_error} OR EXISTS (
-        SELECT 1 FROM "{prefix}runs_aside" AS r WHERE {_text("r.id")} = e.run_id AND r.error = {words.first_text}
-    )) THEN 1 ELSE 0 END, created_at
+    CASE WHEN type = 'message' AND actor = 'system' AND ({words.is_error} OR failed.error = {words.first_text})
+        THEN 1 ELSE 0 END, created_at
 FROM (
     SELECT *, row_number() OVER (PARTITION BY thread_id ORDER BY created_at, id{words.binary}) AS seq
     FROM (
@@ -178,7 +183,7 @@ FROM (
             {_text("run_id")} AS run_id, coalesce({words.time("created_at")}, {words.epoch}) AS created_at
         FROM "{prefix}events_aside"
     ) AS stored
-) AS e
+) AS e LEFT JOIN failed ON failed.failed_id = e.run_id
 """
 
 
@@ -199,7 +204,7 @@ def _settings(prefix: str, words: _Words) -> str:
     changed = f"coalesce({words.time('updated_at')}, {words.time('created_at')}, {words.epoch})"
     return f"""
 INSERT INTO "{prefix}settings" (worker_id, field_id, value, updated_at)
-SELECT {_text("worker_id")}, f.key, {words.setting}, {changed}
+SELECT coalesce({_text("worker_id")}, ''), f.key, {words.setting}, {changed}
 FROM (SELECT worker_id, created_at, updated_at, {words.settings} AS fields FROM "{prefix}settings_aside") AS s
     CROSS JOIN {"jsonb_each" if words.object.startswith("jsonb") else "json_each"}(s.fields) AS f
 """
