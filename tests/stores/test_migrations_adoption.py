@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -439,6 +441,29 @@ async def test_odd_rows_are_kept_too(database: Database) -> None:
         assert await store.configured() == ["c", "d"]
         assert ((await store.settings("c")).values, (await store.settings("c")).updated_at) == (VALUES, at(2))
         assert (await store.settings("d")).values == {"values": [1]}
+
+
+async def test_rows_that_nobody_is_related_to_go_with_foreign_keys_too(worker_config: WorkerConfig) -> None:
+    database = SqliteDatabase(worker_config)  # which keeps them only for who asks for it
+    await predecessor(database, ODD, related=True)
+    async with opened(database) as store:
+        assert await store.count_threads({"worker_id": "orphaned"}) == 3
+
+
+async def test_no_row_is_joined_with_every_other(worker_config: WorkerConfig) -> None:
+    database = SqliteDatabase(worker_config)
+    await predecessor(database, ODD)
+    upgrade = (await database.store().schema()).upgrade
+    assert upgrade is not None
+    plans: list[str] = []
+    with closing(sqlite3.connect(worker_config.database_name)) as connection:
+        for statement in upgrade():
+            if statement.startswith("INSERT"):
+                plans += [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
+            connection.execute(statement)
+    joins = [line for line in plans if "JOIN" in line]
+    assert len(joins) == 5
+    assert [line for line in joins if not line.startswith("SEARCH")] == []
 
 
 async def test_an_error_that_people_were_shown_is_no_part_of_a_models_history(database: Database) -> None:

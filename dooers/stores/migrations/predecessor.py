@@ -101,7 +101,8 @@ def _text(column: str) -> str:
 
 
 def _of_thread(column: str) -> str:
-    return f"coalesce({_text(column)}, {NOBODY})"
+    # A text by declaration: else SQLite would not look it up in an index of texts.
+    return _text(f"coalesce({_text(column)}, {NOBODY})")
 
 
 def _person(words: _Words, user_id: str, name: str, email: str) -> str:
