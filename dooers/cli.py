@@ -1,4 +1,5 @@
-"""The `dooers` command: `run` serves a worker, `chat` talks to one, `rotate-keys` seals its passwords anew.
+"""The `dooers` command: `run` serves a worker, `chat` talks to one, `migrate` brings its database up to date, `rotate-keys` seals its
+passwords anew.
 
 Not needed to serve in production: any ASGI server does that.
 """
@@ -24,6 +25,7 @@ from typing import Annotated, Any, NoReturn
 
 from dooers.exceptions import DooersError
 from dooers.server import WorkerServer
+from dooers.stores import Schema, open_store
 
 try:
     import typer
@@ -194,6 +196,16 @@ def load(target: str) -> Any:
     return found
 
 
+def _worker(target: str) -> WorkerServer:
+    """The worker that a command is about: looked for in the current directory first."""
+    sys.path.insert(0, str(Path.cwd()))
+    _log()
+    worker = load(target)
+    if not isinstance(worker, WorkerServer):
+        raise TargetError(f"{target} is an ASGI application; expected the WorkerServer itself")
+    return worker
+
+
 def _import(name: str, attribute: str) -> ModuleType:
     try:
         return import_module(name)
@@ -301,6 +313,56 @@ def _login() -> str:
         return "local"
 
 
+# ---------------------------------------------------------------- migrate
+
+
+@app.command(
+    epilog="Examples: `dooers migrate examples.quickstart:worker`, `dooers migrate examples.quickstart:worker --check`"
+)
+def migrate(
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:NAME", help="Where the worker is, e.g. `examples.quickstart:worker`.")
+    ],
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; end with 0 if it is up to date, 1 if not, 2 on an error.")
+    ] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Change nothing; print the SQL that would be run.")] = False,
+) -> None:
+    """Bring the database of a worker up to date, and say what was done.
+
+    It may be run while others start: one does it, the others wait. There is no way back, so have a backup.
+    """
+    try:
+        if check and sql:
+            raise TargetError("expected --check or --sql, got both")
+        store = open_store(_worker(target).config)
+        logging.getLogger("dooers").setLevel(logging.WARNING)  # what was done is the answer, and said once
+        if not check and not sql:
+            said = asyncio.run(store.migrate())
+        else:
+            schema = asyncio.run(store.schema())
+            said = _script(schema) if sql else _verdict(schema)
+    except TargetError as error:
+        _fail(str(error), 2)
+    except DooersError as error:
+        _fail(f"{error} ({error.code})", 2 if check else 1)
+    sys.stdout.write(f"{said}\n")
+    if check and not schema.current:
+        raise typer.Exit(1)
+
+
+def _verdict(schema: Schema) -> str:
+    if schema.current:
+        return f"up to date: {schema.found}"
+    return f"not up to date: found {schema.found}, needed {schema.needed}"
+
+
+def _script(schema: Schema) -> str:
+    if schema.current or schema.upgrade is None:
+        return f"-- {_verdict(schema)}" + ("" if schema.current else ", which is not made by SQL")
+    return "\n\n".join(["BEGIN;", *schema.upgrade(), "COMMIT;"])
+
+
 # ---------------------------------------------------------------- rotate-keys
 
 
@@ -315,13 +377,8 @@ def rotate_keys(
     First give the new key to every process, before the old one: `WORKER_SETTINGS_ENCRYPTION_KEY=new,old`. Afterwards the old one
     may go.
     """
-    sys.path.insert(0, str(Path.cwd()))
-    _log()
     try:
-        worker = load(target)
-        if not isinstance(worker, WorkerServer):
-            raise TargetError(f"{target} is an ASGI application; expected the WorkerServer itself")
-        count = asyncio.run(_rotated(worker))
+        count = asyncio.run(_rotated(_worker(target)))
     except TargetError as error:
         _fail(str(error), 2)
     except DooersError as error:

@@ -231,9 +231,9 @@ class WorkerServer:
         finally:
             await self.close()
 
-    async def migrate(self) -> None:
-        """Bring the database's schema up to date, whether or not `database_auto_migrate` is on."""
-        await self._parts.store().migrate()
+    async def migrate(self) -> str:
+        """Bring the database's schema up to date, whether or not `database_auto_migrate` is on; what was done, in a sentence."""
+        return await self._parts.store().migrate()
 
     async def rotate_settings(self) -> int:
         """Seal the passwords in the settings of all worker ids with the newest `settings_encryption_key`; how many were not.

@@ -7,10 +7,12 @@ import os
 import pty
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from dooers import WorkerConfig
 from dooers.chat import Chat, printable
 from dooers.cli import TargetError, app, load
 from dooers.client import Client
+from dooers.stores.migrations import HEAD
 from dooers.stores.sqlite import SqliteStore
 
 WORKER = """
@@ -118,6 +121,7 @@ def chat(served: Served, *lines: str, **options: Any) -> str:
         ((), "dooers run examples.quickstart:worker"),
         (("run",), "dooers run examples.quickstart:worker --port 8001 --reload"),
         (("chat",), "echo hello | dooers chat"),
+        (("migrate",), "dooers migrate examples.quickstart:worker --check"),
         (("rotate-keys",), "dooers rotate-keys examples.quickstart:worker"),
     ],
 )
@@ -247,6 +251,99 @@ def _until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+# ---------------------------------------------------------------- migrate
+
+KEPT = """
+from dooers import WorkerConfig, WorkerServer
+
+worker = WorkerServer(WorkerConfig(database_type="sqlite", database_name="worker.db", database_auto_migrate=False))
+wrong = WorkerServer(WorkerConfig(database_type="sqlite", database_name="nowhere/worker.db"))
+fleeting = WorkerServer(WorkerConfig(database_type="memory"))
+
+async def asgi(scope, receive, send): ...
+"""
+PREDECESSOR = """
+CREATE TABLE worker_threads (id, worker_id, organization_id, workspace_id, user_id, title, created_at, updated_at, last_event_at);
+CREATE TABLE worker_events
+    (id, thread_id, run_id, type, actor, author, user_id, user_name, user_email, content, data, created_at);
+CREATE TABLE worker_runs (id, thread_id, agent_id, status, started_at, ended_at, error);
+CREATE TABLE worker_settings (worker_id, "values", created_at, updated_at);
+INSERT INTO worker_threads (id, created_at) VALUES ('t', '2026-01-01T00:00:00+00:00');
+INSERT INTO worker_events (id, thread_id, created_at) VALUES ('e', 't', '2026-01-01T00:00:00+00:00');
+"""
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Runs `dooers migrate`: how it ended, what it said, and what it complained about."""
+    (tmp_path / "kept.py").write_text(KEPT)
+
+    def migrate(*options: str, target: str = "kept:worker") -> tuple[int, str, str]:
+        done = dooers("migrate", target, *options, cwd=tmp_path)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    return migrate
+
+
+def in_file(path: Path, script: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+
+
+def test_migrating_says_what_was_done(tmp_path: Path, kept: Callable[..., tuple[int, str, str]]) -> None:
+    assert kept("--check") == (1, f"not up to date: found no schema version, needed schema version {HEAD}\n", "")
+    assert not (tmp_path / "worker.db").exists()
+    assert kept() == (0, f"made the tables: schema version {HEAD}\n", "")
+    assert kept() == (0, f"the database was up to date: schema version {HEAD}\n", "")
+    assert kept("--check") == (0, f"up to date: schema version {HEAD}\n", "")
+    assert kept("--sql") == (0, f"-- up to date: schema version {HEAD}\n", "")
+
+
+def test_a_database_of_the_predecessor_is_seen_and_adopted(
+    tmp_path: Path, kept: Callable[..., tuple[int, str, str]]
+) -> None:
+    in_file(tmp_path / "worker.db", PREDECESSOR)
+    found = "the tables of the predecessor, without a schema version"
+    assert kept("--check") == (1, f"not up to date: found {found}, needed schema version {HEAD}\n", "")
+    code, script, _ = kept("--sql")
+    assert code == 0
+    assert script.startswith("BEGIN;")
+    assert kept("--check")[0] == 1  # nothing was done so far
+    assert kept() == (
+        0,
+        f"adopted the tables of the predecessor (1 thread, 1 event, 0 runs, 0 settings): now schema version {HEAD}\n",
+        "",
+    )
+    # The script that was shown does the same.
+    (tmp_path / "worker.db").unlink()
+    in_file(tmp_path / "worker.db", PREDECESSOR)
+    in_file(tmp_path / "worker.db", script)
+    assert kept("--check")[0] == 0
+
+
+def test_what_cannot_be_migrated_is_one_sentence(tmp_path: Path, kept: Callable[..., tuple[int, str, str]]) -> None:
+    kept()
+    in_file(tmp_path / "worker.db", "UPDATE worker_schema_version SET version_num = '9999'")
+    for options, status in (((), 1), (("--sql",), 1), (("--check",), 2)):
+        code, said, wrong = kept(*options)
+        assert (code, said) == (status, "")
+        assert wrong.startswith("dooers: the database has schema version 9999, this code knows versions up to")
+        assert wrong.count("\n") == 1
+    code, said, wrong = kept(target="kept:wrong")
+    assert (code, said) == (1, "")
+    assert "nowhere/worker.db" in wrong
+    assert kept("--check", target="kept:asgi")[0] == kept("--check", target="kept:absent")[0] == 2
+    assert kept("--check", "--sql") == (2, "", "dooers: expected --check or --sql, got both\n")
+
+
+def test_a_database_in_memory_is_always_up_to_date(kept: Callable[..., tuple[int, str, str]]) -> None:
+    what = "the conversations are kept in memory: there is no schema\n"
+    assert kept(target="kept:fleeting") == (0, what, "")
+    assert kept("--check", target="kept:fleeting") == (0, f"up to date: {what}", "")
+    assert kept("--sql", target="kept:fleeting") == (0, f"-- up to date: {what}", "")
 
 
 # ---------------------------------------------------------------- rotate-keys

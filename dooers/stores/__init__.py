@@ -8,17 +8,44 @@ from datetime import datetime
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
+from attrs import frozen
+
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError, DooersError, NotFoundError, StoreError
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
 
-__all__ = ["GAP", "PAGE", "STORES", "Reader", "Store", "at_once", "open_store", "snapshot_of", "store_error"]
+__all__ = [
+    "GAP",
+    "IN_MEMORY",
+    "PAGE",
+    "STORES",
+    "Reader",
+    "Schema",
+    "Store",
+    "at_once",
+    "open_store",
+    "snapshot_of",
+    "store_error",
+]
 
 T = TypeVar("T")
 
 # How many events a snapshot holds: the newest page, or what closes a gap (the rest of a larger one follows in further frames).
 PAGE = 100
 GAP = 1000
+
+
+@frozen
+class Schema:
+    """How a database stands to this code, in words. `upgrade` gives the SQL that would bring it up to date; None: it is not done by SQL."""
+
+    current: bool
+    found: str
+    needed: str = ""
+    upgrade: Callable[[], list[str]] | None = None
+
+
+IN_MEMORY = Schema(True, "the conversations are kept in memory: there is no schema")
 
 
 class Store(Protocol):
@@ -36,8 +63,14 @@ class Store(Protocol):
         """Write what is waiting and let go of everything."""
         ...
 
-    async def migrate(self) -> None:
-        """Bring the schema up to date. Safe to call from several processes at once."""
+    async def migrate(self) -> str:
+        """Bring the schema up to date; what was done, in a sentence. Safe to call from several processes at once, and on a store that
+        is not open."""
+        ...
+
+    async def schema(self) -> Schema:
+        """What the database holds and what this code needs; nothing is changed or made. StoreError for what cannot be migrated. The
+        store need not be open."""
         ...
 
     async def ping(self) -> None:

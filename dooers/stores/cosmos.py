@@ -29,7 +29,7 @@ from dooers.codec import dumps, loads
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, StoreError
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
-from dooers.stores import snapshot_of
+from dooers.stores import Schema, snapshot_of
 from dooers.stores.cosmos_beats import Beats
 from dooers.stores.cosmos_container import BATCH, READ_AGAIN, Conflict, Container, Operation, priced
 from dooers.stores.cosmos_documents import (
@@ -96,8 +96,22 @@ class CosmosStore:
         finally:
             await self._container.close()
 
-    async def migrate(self) -> None:
-        await self._container.create(INDEXING)
+    async def migrate(self) -> str:
+        async with self._container.opened():
+            await self._container.create(INDEXING)
+            await self._container.check()
+            return f"there is a container {self._container.name!r}"
+
+    async def schema(self) -> Schema:
+        name = self._container.name
+        try:
+            async with self._container.opened():
+                await self._container.check()
+        except StoreError as error:
+            if getattr(error.__cause__, "status_code", 0) != 404:
+                raise
+            return Schema(False, f"no container {name!r}", f"a container {name!r}")
+        return Schema(True, f"a container {name!r}", f"a container {name!r}")
 
     async def ping(self) -> None:
         await self._container.check()

@@ -13,8 +13,8 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from io import BytesIO
 from typing import Any, TypeAlias, TypeVar
@@ -174,6 +174,18 @@ class Container:
     async def close(self) -> None:
         self._client = self._container = None
         await self._stack.aclose()
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Open while it lasts: what was open already stays open."""
+        if self._client is not None:
+            yield
+            return
+        try:
+            await self.open()
+            yield
+        finally:
+            await self.close()
 
     async def create(self, indexing: Mapping[str, Any]) -> None:
         """Create the database and the container where they are missing."""

@@ -24,7 +24,7 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import snapshot_of
+from dooers.stores import IN_MEMORY, Schema, snapshot_of
 from dooers.stores.sql import check_filter
 
 __all__ = ["MemoryStore"]
@@ -61,8 +61,11 @@ class MemoryStore:
     async def close(self) -> None:
         self._opened = False
 
-    async def migrate(self) -> None:
-        """There is no schema."""
+    async def migrate(self) -> str:
+        return IN_MEMORY.found
+
+    async def schema(self) -> Schema:
+        return IN_MEMORY
 
     async def ping(self) -> None:
         if not self._opened:

@@ -7,8 +7,8 @@ while one is on its way, nobody knows whether it was written; ids are made by us
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -29,9 +29,9 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import snapshot_of, store_error
+from dooers.stores import Schema, snapshot_of, store_error
 from dooers.stores.postgres_connection import Line, Patience, Pool, interrupted, transient
-from dooers.stores.postgres_schema import prepare
+from dooers.stores.postgres_schema import look_into, prepare
 from dooers.stores.postgres_writers import Outcome, Writers
 from dooers.stores.rows import Row, event_of, run_of, thread_of
 from dooers.stores.sql import Statement
@@ -72,23 +72,33 @@ class PostgresStore:
         finally:
             await self._pool.close()
 
-    async def migrate(self) -> None:
+    async def migrate(self) -> str:
+        async with self._opened("migrate"):
+            return await self._prepare(True)
+
+    async def schema(self) -> Schema:
+        async with self._opened("look into"), self._pool.line() as line:
+            return (await look_into(line, self._prefix)).schema("postgresql")
+
+    @asynccontextmanager
+    async def _opened(self, purpose: str) -> AsyncIterator[None]:
+        """With a pool while it lasts: one that was open already stays open."""
         opened = self._pool.is_open
         try:
             if not opened:
                 await self._pool.open()
-            await self._prepare(True)
+            yield
         except DooersError:
             raise
         except Exception as error:
-            raise StoreError(f"cannot bring the PostgreSQL database {self._pool.name} up to date: {error}") from error
+            raise StoreError(f"cannot {purpose} the PostgreSQL database {self._pool.name}: {error}") from error
         finally:
             if not opened:
                 await self._pool.close()
 
-    async def _prepare(self, migrate: bool) -> None:
+    async def _prepare(self, migrate: bool) -> str:
         async with self._pool.line() as line:
-            await prepare(line, self._prefix, migrate=migrate)
+            return await prepare(line, self._prefix, migrate=migrate)
 
     async def ping(self) -> None:
         try:

@@ -37,10 +37,11 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import at_once, snapshot_of, store_error
+from dooers.stores import IN_MEMORY, Schema, at_once, snapshot_of, store_error
 from dooers.stores.rows import event_of, moment, run_of, thread_of
 from dooers.stores.sql import SqliteStatements, Statement
-from dooers.stores.sqlite_connection import connect, hop, hop_to_end, prepare, prepare_file
+from dooers.stores.sqlite_connection import connect, hop, hop_to_end
+from dooers.stores.sqlite_schema import look_into, prepare, prepare_file
 
 __all__ = ["SqliteStore"]
 
@@ -90,11 +91,12 @@ class SqliteStore:
         # A database in memory exists for its connection only: there the writer reads too.
         self._reader = self._writer if in_memory else await connect(self._path, self._stack)
 
-    async def _prepare(self, migrate: bool) -> None:
-        if self._path == MEMORY:
-            await hop(self._need(self._writer), lambda connection: prepare(connection, self._prefix, migrate=migrate))
-        else:
-            await anyio.to_thread.run_sync(partial(prepare_file, self._path, self._prefix, migrate=migrate))
+    async def _prepare(self, migrate: bool) -> str:
+        if self._path != MEMORY:
+            return await anyio.to_thread.run_sync(partial(prepare_file, self._path, self._prefix, migrate=migrate))
+        if self._writer is None:
+            return IN_MEMORY.found
+        return await hop(self._writer, lambda connection: prepare(connection, self._prefix, migrate=migrate))
 
     async def close(self) -> None:
         try:
@@ -110,13 +112,23 @@ class SqliteStore:
         with anyio.CancelScope(shield=True):
             await self._stack.aclose()
 
-    async def migrate(self) -> None:
+    async def migrate(self) -> str:
         try:
-            await self._prepare(True)
+            return await self._prepare(True)
         except DooersError:
             raise
         except Exception as error:
             raise StoreError(f"cannot bring the SQLite database {self._path!r} up to date: {error}") from error
+
+    async def schema(self) -> Schema:
+        if self._path == MEMORY:
+            return IN_MEMORY
+        try:
+            return (await anyio.to_thread.run_sync(look_into, self._path, self._prefix)).schema("sqlite")
+        except DooersError:
+            raise
+        except Exception as error:
+            raise StoreError(f"cannot look into the SQLite database {self._path!r}: {error}") from error
 
     async def ping(self) -> None:
         await self._read(lambda connection: connection.execute("SELECT 1").fetchone())

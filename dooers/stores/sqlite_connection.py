@@ -1,6 +1,6 @@
-"""A SQLite connection on a thread of its own: our pragmas, whole functions run there in one hop, a file made ready before.
+"""A SQLite connection on a thread of its own: our pragmas, whole functions run there in one hop.
 
-Which statements run is the store's business, in `sqlite.py`.
+Which statements run is the store's business, in `sqlite.py`; how a file is made ready before is in `sqlite_schema.py`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,14 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, closing, suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import databases
 from databases.core import Connection
 
-from dooers.exceptions import StoreError
-from dooers.stores.migrations import HEAD, outdated, upgrade_sqlite
-
-__all__ = ["PATIENCE", "TunedConnection", "connect", "hop", "hop_to_end", "prepare", "prepare_file"]
+__all__ = ["PATIENCE", "TunedConnection", "connect", "hop", "hop_to_end", "use_wal"]
 
 T = TypeVar("T")
 
@@ -110,7 +107,7 @@ def _nothing(_: sqlite3.Connection) -> None:
 
 
 async def connect(path: str, stack: AsyncExitStack) -> Connection:
-    """A connection whose thread lives until the stack is closed. `prepare` the file first: a driver that cannot open one leaves a
+    """A connection whose thread lives until the stack is closed. Prepare the file first: a driver that cannot open one leaves a
     thread behind that nobody waits for."""
     database = databases.Database(f"sqlite:///{quote(path)}", factory=TunedConnection)
     await stack.enter_async_context(database)
@@ -121,31 +118,8 @@ async def connect(path: str, stack: AsyncExitStack) -> Connection:
     return connection
 
 
-def prepare_file(path: str, prefix: str, *, migrate: bool) -> None:
-    """Make a file ready: it opens, it is in WAL, its schema is current. Blocking: call it in a thread."""
-    with closing(sqlite3.connect(path, isolation_level=None, factory=TunedConnection)) as connection:
-        _use_wal(connection)
-        prepare(connection, prefix, migrate=migrate)
-
-
-def prepare(connection: sqlite3.Connection, prefix: str, *, migrate: bool) -> None:
-    """Bring the schema up to date, or with `migrate` off raise StoreError where it is not."""
-    found = _version(connection, f"{prefix}schema_version")
-    if found == HEAD:
-        return
-    if not migrate:
-        raise StoreError(outdated(found))
-    upgrade_sqlite(connection, prefix)
-
-
-def _version(connection: sqlite3.Connection, table: str) -> str | None:
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
-        return None
-    row = connection.execute(f"SELECT version_num FROM {table}").fetchone()
-    return None if row is None else str(row[0])
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
+def use_wal(connection: sqlite3.Connection) -> None:
+    """Change a file to WAL, if it is not."""
     # In WAL, readers and the writer do not wait for each other. SQLite does not wait for the lock that the first change to it
     # needs: of several processes starting on a new file, all but one are told "locked" at once. Later it is no change.
     give_up = time.monotonic() + PATIENCE

@@ -26,7 +26,6 @@ from services.postgres import Address, OwnPostgres, own_postgres  # noqa: E402
 from services.redis import OwnRedis, own_redis  # noqa: E402
 from services.workers import Cluster, Poster, Reader  # noqa: E402
 
-from dooers.brokers import Announce  # noqa: E402
 from dooers.brokers.postgres import PostgresBroker  # noqa: E402
 from dooers.client import Client  # noqa: E402
 from dooers.models import Change  # noqa: E402
@@ -235,7 +234,7 @@ async def notify(server: OwnPostgres, fsync: str) -> None:
         brokers = [PostgresBroker(config) for _ in range(3)]
         stores = [
             PostgresStore(config),
-            PostgresStore(config, beside=lambda changes: brokers[0].announce(changes, "process")),
+            PostgresStore(config, beside=lambda changes: brokers[0]._announce(changes, "process")),
         ]
         for store in stores:
             await store.open()

@@ -734,6 +734,20 @@ class StoreContract:
         oldest = await store.threads(ThreadQuery(oldest_first=True))
         assert [one.id for one in oldest] == wanted[::-1]
 
+    async def test_among_equal_times_ids_decide_by_their_bytes_and_not_by_a_language(self, store: Store) -> None:
+        names = ["b", "_c", "B", "a1", "Z", "é", "-1", "a-2", "A3"]
+        for name in names:
+            thread = await opened(store, thread_id=name)
+            await store.apply(Change(thread=thread, runs=(a_run(thread, id=f"{name}r"),)))
+        found, cursor = [], None
+        while page := await store.threads(ThreadQuery(limit=2, before=cursor)):
+            found += [one.id for one in page]
+            cursor = (page[-1].last_event_at, page[-1].id)
+        assert found == sorted(names, reverse=True)
+        assert [one.id for one in await store.threads(ThreadQuery(oldest_first=True))] == sorted(names)
+        runs = [f"{name}r" for name in names]
+        assert [one.id for one in await store.runs(RunQuery())] == sorted(runs, reverse=True)
+
     async def test_the_thread_with_the_latest_event_comes_first(self, store: Store) -> None:
         first, second = await opened(store, "a"), await opened(store, "b", at=later(1))
         await store.apply(Change(thread=first, events=(an_event(first, at=later(2)),)))

@@ -128,6 +128,21 @@ async def test_without_migration_a_missing_container_is_named(config: WorkerConf
         await store.ping()
 
 
+async def test_migrating_makes_the_container_and_looking_does_not(config: WorkerConfig) -> None:
+    store = CosmosStore(config)
+    for _ in range(2):
+        schema = await store.schema()
+        assert (schema.current, schema.found, schema.upgrade) == (False, "no container 'worker_conversations'", None)
+    assert await store.migrate() == "there is a container 'worker_conversations'"
+    assert (await store.schema()).current
+    with pytest.raises(StoreError):
+        await store.ping()  # it was open only meanwhile
+    async with running(config) as opened:
+        await opened.migrate()
+        assert (await opened.schema()).current
+        await opened.ping()
+
+
 async def test_ten_stores_may_make_the_container_at_once(config: WorkerConfig) -> None:
     stores = [CosmosStore(config) for _ in range(10)]
     await asyncio.gather(*(store.open() for store in stores))

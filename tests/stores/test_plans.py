@@ -25,7 +25,7 @@ from dooers.stores.postgres_connection import _numbered
 from dooers.stores.postgres_schema import prepare
 from dooers.stores.sql import SqliteStatements, Statement, Statements
 from dooers.stores.sql_postgres import PostgresStatements
-from dooers.stores.sqlite_connection import prepare_file
+from dooers.stores.sqlite_schema import prepare_file
 
 THREADS, EVENTS = 4000, 8000
 # Rows that a statement may look at, of those thousands: its page, and what an index entry too many costs.

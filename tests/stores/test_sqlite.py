@@ -23,7 +23,7 @@ from contract import T0, StoreContract, a_run, a_thread, an_event, later, opened
 from dooers import WorkerConfig
 from dooers.exceptions import DooersError, StoreError
 from dooers.models import Change, EventQuery, Run, RunQuery, ThreadQuery
-from dooers.stores import Store, migrations, open_store, sqlite, sqlite_connection
+from dooers.stores import Store, migrations, open_store, sqlite, sqlite_connection, sqlite_schema
 from dooers.stores.migrations import HEAD
 from dooers.stores.rows import stamp
 from dooers.stores.sqlite import SqliteStore
@@ -437,8 +437,7 @@ async def test_runs_of_the_first_schema_are_kept_and_those_left_running_can_be_b
     at = stamp(T0)
     with monkeypatch.context() as before:
         before.setattr(migrations, "HEAD", "0001")
-        before.setattr(sqlite_connection, "HEAD", "0001")
-        await asyncio.to_thread(sqlite_connection.prepare_file, config.database_name, prefix, migrate=True)
+        await asyncio.to_thread(sqlite_schema.prepare_file, config.database_name, prefix, migrate=True)
     with closing(sqlite3.connect(config.database_name)) as raw:
         raw.executescript(OLD_RUNS.format(p=prefix, at=at))
         assert raw.execute(f"SELECT version_num FROM {prefix}schema_version").fetchall() == [("0001",)]

@@ -1,12 +1,16 @@
 """Threads, events, runs and settings.
 
 Column names avoid words that are reserved in any of the databases. Times and JSON are texts in SQLite and native types in
-PostgreSQL.
+PostgreSQL. Where the predecessor's tables stand in their place, what is in them is carried over.
 """
+
+from collections.abc import Iterable
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
+
+from dooers.stores.migrations import predecessor
 
 revision = "0001"
 down_revision = None
@@ -17,11 +21,21 @@ NUMBER = sa.BigInteger()
 
 
 def upgrade() -> None:
-    prefix = op.get_context().opts["prefix"]
+    context = op.get_context()
+    prefix, dialect, adopts = context.opts["prefix"], context.dialect.name, context.opts["adopts"]
+    if adopts:
+        execute(predecessor.put_aside(prefix, dialect))
     create_threads(f"{prefix}threads")
     create_events(f"{prefix}events", f"{prefix}threads")
     create_runs(f"{prefix}runs", f"{prefix}threads")
     create_settings(f"{prefix}settings")
+    if adopts:
+        execute(predecessor.carry_over(prefix, dialect))
+
+
+def execute(statements: Iterable[str]) -> None:
+    for statement in statements:
+        op.execute(sa.text(statement.replace(":", r"\:")))  # nothing in them is a parameter
 
 
 def create_threads(threads: str) -> None:
@@ -93,9 +107,3 @@ def create_settings(settings: str) -> None:
         sa.Column("value", JSON, nullable=False),
         sa.Column("updated_at", TIME, nullable=False),
     )
-
-
-def downgrade() -> None:
-    prefix = op.get_context().opts["prefix"]
-    for table in ("settings", "runs", "events", "threads"):
-        op.drop_table(f"{prefix}{table}")

@@ -1,4 +1,5 @@
-"""A running run says whose it is and when it last gave a sign of life.
+"""A running run says whose it is and when it last gave a sign of life. Ids sort by their bytes, also in PostgreSQL. Runs are found in
+the order in which they are listed.
 
 Runs of before have said nothing: the first process that looks closes those that are still called running.
 """
@@ -14,17 +15,25 @@ TIME = sa.Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
 
 
 def upgrade() -> None:
-    runs = f"{op.get_context().opts['prefix']}runs"
+    context = op.get_context()
+    prefix = context.opts["prefix"]
+    if context.dialect.name == "postgresql":
+        sort_by_bytes(prefix)
+    runs = f"{prefix}runs"
     op.add_column(runs, sa.Column("process_id", sa.Text))
     op.add_column(runs, sa.Column("beat_at", TIME))
-    op.execute(f'UPDATE "{runs}" SET beat_at = started_at')
-    # Few runs are running at any time; only they are ever looked for.
-    running = sa.text("status = 'running'")
-    op.create_index(f"{runs}_running", runs, ["beat_at"], sqlite_where=running, postgresql_where=running)
+    op.execute(f"UPDATE \"{runs}\" SET beat_at = started_at WHERE status = 'running'")
+    # What is sorted by status first cannot be listed by time without reading all runs of a thread. Running ones are few at any time, so
+    # whoever looks for those of a process, or for the dead, may read their index as a whole.
+    order, running = ["thread_id", "started_at", "id"], sa.text("status = 'running'")
+    op.drop_index(f"{runs}_of_thread", runs)
+    op.create_index(f"{runs}_of_thread", runs, order)
+    op.create_index(f"{runs}_running", runs, order, sqlite_where=running, postgresql_where=running)
 
 
-def downgrade() -> None:
-    runs = f"{op.get_context().opts['prefix']}runs"
-    op.drop_index(f"{runs}_running")
-    op.drop_column(runs, "beat_at")
-    op.drop_column(runs, "process_id")
+def sort_by_bytes(prefix: str) -> None:
+    """Among equal times ids decide, and by the rules of a language they are in another order than everywhere else."""
+    # What is compared with them has to follow: between two collations PostgreSQL would not know which.
+    for table, columns in (("threads", ["id"]), ("events", ["id", "thread_id"]), ("runs", ["id", "thread_id"])):
+        changes = ", ".join(f'ALTER COLUMN {column} TYPE TEXT COLLATE "C"' for column in columns)
+        op.execute(f'ALTER TABLE "{prefix}{table}" {changes}')
