@@ -435,8 +435,7 @@ async def test_odd_rows_are_kept_too(database: Database) -> None:
             "r1": "canceled", "r2": "pending", "r3": "failed", "r4": "failed", "r5": "succeeded", "r6": "succeeded",
         }  # fmt: skip
         assert (runs["r3"].started_at, runs["r5"].started_at, runs["r2"].ended_at) == (at(2), EPOCH, None)
-        buried = await store.bury(later(60), later(60), "lost")
-        assert [one.id for one in buried] == ["r4"]
+        assert await store.bury(later(60), later(60), "lost") == []
 
         assert await store.configured() == ["c", "d"]
         assert ((await store.settings("c")).values, (await store.settings("c")).updated_at) == (VALUES, at(2))
