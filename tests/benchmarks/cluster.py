@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 TESTS = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "stores")]
@@ -26,6 +26,7 @@ from services.postgres import Address, OwnPostgres, own_postgres  # noqa: E402
 from services.redis import OwnRedis, own_redis  # noqa: E402
 from services.workers import Cluster, Poster, Reader  # noqa: E402
 
+from dooers.brokers import Announce  # noqa: E402
 from dooers.brokers.postgres import PostgresBroker  # noqa: E402
 from dooers.client import Client  # noqa: E402
 from dooers.models import Change  # noqa: E402
@@ -232,10 +233,8 @@ async def notify(server: OwnPostgres, fsync: str) -> None:
         config = server.address.config(database, database_pool_max=44)
         # Who says it (one that is not open does not know whether anybody is there, so it does), and two who hear it.
         brokers = [PostgresBroker(config) for _ in range(3)]
-        stores = [
-            PostgresStore(config),
-            PostgresStore(config, beside=lambda changes: brokers[0]._announce(changes, "process")),
-        ]
+        announce = cast(Announce, brokers[0].announce)
+        stores = [PostgresStore(config), PostgresStore(config, beside=lambda changes: announce(changes, "process"))]
         for store in stores:
             await store.open()
         for broker in brokers[1:]:

@@ -24,7 +24,7 @@ from attrs import Factory, define, frozen
 from dooers.client import Client
 from dooers.exceptions import DisconnectedError, DooersError
 
-__all__ = ["Cluster", "Node", "Poster", "Reader", "Said", "text_of"]
+__all__ = ["AWAY", "Cluster", "Node", "Poster", "Reader", "Said", "text_of"]
 
 Frame: TypeAlias = dict[str, Any]
 
@@ -35,6 +35,8 @@ WITHIN = 30.0
 LOOK = 0.05
 # Seconds before somebody who was sent away, or refused, tries again.
 AGAIN = 0.05
+# How a run ended that did while somebody was away.
+AWAY = "ended while away"
 
 
 # ---------------------------------------------------------------- the processes
@@ -206,8 +208,11 @@ class Reader:
                         async with asyncio.timeout(LOOK):
                             await self._news.wait()
         except TimeoutError:
-            last = [text[:40] for text in self.texts[-5:]]
-            raise AssertionError(f"not within {within} s; {len(self.events)} events, the last {last}") from None
+            at_work = [run_id for run_id, told in self.runs.items() if told[-1][1] == "running"]
+            raise AssertionError(
+                f"not within {within} s; {len(self.events)} events, the last {[text[:40] for text in self.texts[-5:]]}, "
+                f"at work {at_work}, closed {self.closed}, process {self.at} of {len(self.cluster.nodes)}"
+            ) from None
 
     async def says(self, text: str) -> None:
         """Wait for an answer that begins like this."""
@@ -264,6 +269,10 @@ class Reader:
     def _take_snapshot(self, snapshot: Frame) -> None:
         self.deltas.clear()
         self._take_events(snapshot["events"])
+        active = {run["id"] for run in snapshot["runs"]}
+        for run_id, told in self.runs.items():
+            if told[-1][1] == "running" and run_id not in active:
+                told.append((self.seqs[-1], AWAY))
         for run in snapshot["runs"]:
             self._take_run(run)
         self.resumed.append(time.monotonic())
