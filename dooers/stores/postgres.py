@@ -115,8 +115,13 @@ class PostgresStore:
     async def _write(self, line: Line, changes: list[Change], given: float, unsure: bool = False) -> list[Outcome]:
         """Write Changes of one thread, in order, and answer for each. Whatever happens, being cancelled too, does not end this
         before the answers are there. `unsure`: a try before this one may have written them."""
-        with self._beside(changes) as beside:
-            return await self._write_patiently(line, changes, beside, given, unsure)
+        try:
+            with self._beside(changes) as beside:
+                return await self._write_patiently(line, changes, beside, given, unsure)
+        except Exception as error:  # there are no words for one of them
+            if len(changes) > 1:
+                return [(await self._write(line, [change], given, unsure))[0] for change in changes]
+            return [store_error(error)]
 
     async def _write_patiently(
         self, line: Line, changes: list[Change], beside: Statement | None, given: float, unsure: bool

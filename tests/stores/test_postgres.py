@@ -7,7 +7,7 @@ import random
 import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -216,8 +216,14 @@ async def test_readers_get_a_connection_while_every_writer_waits(
 async def test_what_is_put_beside_a_change_happens_with_it_or_not_at_all(
     postgres: Address, postgres_config: WorkerConfig
 ) -> None:
-    def beside(changes: Sequence[Change]) -> Statement:
-        return "pg_notify('spoken', :said)", {"said": ",".join(change.thread.id for change in changes)}
+    under_way = 0
+
+    @contextmanager
+    def beside(changes: Sequence[Change]) -> Iterator[Statement]:
+        nonlocal under_way
+        under_way += 1
+        yield "pg_notify('spoken', :said)", {"said": ",".join(change.thread.id for change in changes)}
+        under_way -= 1
 
     heard: asyncio.Queue[str] = asyncio.Queue()
     async with (
@@ -237,7 +243,26 @@ async def test_what_is_put_beside_a_change_happens_with_it_or_not_at_all(
         await store.apply(Change(thread=thread, removes=True))
         async with asyncio.timeout(WITHIN):
             assert [await heard.get() for _ in range(3)] == [thread.id] * 3
-        assert heard.empty()
+        assert (heard.empty(), under_way) == (True, 0)
+
+
+async def test_a_change_for_which_there_are_no_words_is_an_error_and_spoils_nobody_else(
+    postgres_config: WorkerConfig,
+) -> None:
+    def beside(changes: Sequence[Change]) -> AbstractContextManager[None]:
+        if any(event.text == "unspeakable" for change in changes for event in change.events):
+            raise ValueError("no words")
+        return nullcontext()
+
+    async with opened_store(postgres_config, beside=beside) as store:
+        thread = await opened(store, "one")
+        said = ["two", "unspeakable", "three"]
+        writing = [store.apply(Change(thread=thread, events=(an_event(thread, text),))) for text in said]
+        two, wrong, three = await asyncio.gather(*writing, return_exceptions=True)
+        assert isinstance(wrong, StoreError)
+        assert isinstance(two, Change)
+        assert isinstance(three, Change)
+        assert texts(await store.events(EventQuery(thread_id=thread.id))) == ["one", "two", "three"]
 
 
 # ---------------------------------------------------------------- the same as SQLite
