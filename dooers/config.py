@@ -288,9 +288,9 @@ class WorkerConfig:
         return object.__new__(cls)
 
     def __attrs_post_init__(self) -> None:
-        if self.run_timeout < 3 * self.run_heartbeat:
+        if self.run_timeout / self.run_heartbeat < 3 - 1e-9:
             raise ConfigError(
-                f"WorkerConfig.run_timeout: expected at least three heartbeats ({3 * self.run_heartbeat}), "
+                f"WorkerConfig.run_timeout: expected at least three heartbeats ({3 * self.run_heartbeat:g}), "
                 f"got {self.run_timeout}"
             )
         if self.database_pool_min > self.database_pool_max:

@@ -194,7 +194,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("broker_url", 5, "str or None, got 5"),
     ("run_heartbeat", 0, "at least 0.01, got 0"),
     ("run_timeout", "6", "int or float, got '6'"),
-    ("run_timeout", 5.9, "at least three heartbeats (6.0), got 5.9"),
+    ("run_timeout", 5.9, "at least three heartbeats (6), got 5.9"),
 ]
 
 
