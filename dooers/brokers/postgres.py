@@ -16,7 +16,6 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from hashlib import sha256
-from math import inf
 from secrets import token_hex
 from typing import Any
 
@@ -24,7 +23,7 @@ import asyncpg
 
 from dooers.brokers import Announce
 from dooers.brokers.company import Company
-from dooers.brokers.keylocks import KeyLocks
+from dooers.brokers.postgres_keys import GONE, LOOK, AdvisoryKeys
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError, DooersError, StoreError
 from dooers.models import Change
@@ -42,8 +41,6 @@ LIMIT = 7900
 WAITING = 10_000
 # Texts that are told in one statement, at most.
 BATCH = 100
-# Seconds between two looks whether a key is free, at first and at most. Whoever frees one that is wanted says so.
-LOOK, LOOK_AT_MOST = 0.05, 1.0
 # Seconds without a word after which the connection is asked whether it is still there, and that it has for an answer.
 QUIET = 5.0
 # Seconds that others have to say that they are there, and between two times that they are asked.
@@ -56,18 +53,10 @@ _ANNOUNCE = (
     "(SELECT pg_notify(CAST(:news_channel AS TEXT), CASE WHEN octet_length(said) <= CAST(:news_limit AS INT) THEN said "
     "ELSE CAST(:news_look AS TEXT) END) FROM (SELECT row_to_json(thread)::text || E'\\n' || CAST(:news AS TEXT) AS said) AS n)"
 )
-# Ends the connection that holds a key, and so lets go of it. A key is a number of 64 bits, and stands there in two halves.
-_EVICT = (
-    "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
-    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid() "
-    "AND classid::bigint << 32 | objid::bigint = hashtextextended($1, 0)"
-)
 # Which server and which database this is, whatever way leads there.
 _WHERE = (
     "SELECT pg_postmaster_start_time()::text || ' ' || (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
-
-_GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class PostgresBroker:
@@ -82,7 +71,7 @@ class PostgresBroker:
         prefix = config.database_table_prefix
         # All processes that share these tables. A name that the server would find too long is told apart by its hash.
         self._channel = f"dooers_{prefix if len(prefix) < 40 else sha256(prefix.encode()).hexdigest()[:32]}"
-        self._keys_channel = f"{self._channel}_keys"
+        self._words_channel = f"{self._channel}_keys"
         self._connection: Any = None
         self._talk = asyncio.Lock()
         self._waiting: deque[str] = deque(maxlen=WAITING)
@@ -90,24 +79,26 @@ class PostgresBroker:
         self._said = asyncio.Event()
         self._here = asyncio.Event()
         self._lost = asyncio.Event()
-        self._freed: dict[str, asyncio.Event] = {}
-        # How long somebody has waited for a key without a word from who holds it.
-        self._silent: dict[str, float] = {}
-        self._held: set[str] = set()
-        self._wanted: set[str] = set()
-        self._locks = KeyLocks()
         self._lasting: set[asyncio.Task[None]] = set()
         self._passing: set[asyncio.Task[None]] = set()
         self._heard: Callable[[str], None] = lambda text: None
         self._missed: Callable[[], None] = lambda: None
-        self._company = Company(token_hex(8), self._say_key, lambda: self._missed())
+        self._company = Company(token_hex(8), self._say_word, lambda: self._missed())
+        self._keys = AdvisoryKeys(
+            self._channel,
+            config.run_timeout,
+            run=self._run,
+            reach=self._reach,
+            say=self._say_word,
+            spawn=partial(_spawn, self._passing),
+        )
 
     @contextmanager
     def _announce(self, changes: Sequence[Change], sender: str) -> Iterator[Statement | None]:
         with self._company.writing() as told:
-            yield (_ANNOUNCE, self._words(changes, sender)) if told else None
+            yield (_ANNOUNCE, self._news(changes, sender)) if told else None
 
-    def _words(self, changes: Sequence[Change], sender: str) -> dict[str, Any]:
+    def _news(self, changes: Sequence[Change], sender: str) -> dict[str, Any]:
         return {
             "news_channel": self._channel,
             "news_limit": LIMIT,
@@ -129,7 +120,7 @@ class PostgresBroker:
             raise ConfigError(
                 "WorkerConfig.broker_url: expected postgresql://user:password@host:5432/database"
             ) from None
-        except _GONE as error:
+        except GONE as error:
             raise StoreError(f"the broker cannot reach PostgreSQL ({type(error).__name__})") from error
         self._here.set()
         for work in (self._speak, self._stay, self._watch, self._look_round):
@@ -144,13 +135,14 @@ class PostgresBroker:
                     self._said.clear()
                     await self._said.wait()
                 self._company.leave()
-                await asyncio.wait(self._passing)
+                while self._passing:
+                    await asyncio.wait(self._passing)
         tasks = self._lasting | self._passing
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         self._here.clear()
-        self._held.clear()
+        self._keys.forget()
         connection, self._connection = self._connection, None
         with suppress(Exception):  # it ends either way, and with it the locks
             await connection.close(timeout=1)
@@ -170,7 +162,7 @@ class PostgresBroker:
         )
         try:
             await connection.add_listener(self._channel, self._on_news)
-            await connection.add_listener(self._keys_channel, self._on_key)
+            await connection.add_listener(self._words_channel, self._on_word)
             await self._check_hearing(connection)
         except BaseException:
             connection.terminate()
@@ -228,9 +220,7 @@ class PostgresBroker:
             self._here.set()
             self._something.set()
             self._company.ask(anew=True)
-            await self._take_back()
-            for freed in self._freed.values():  # who waits for a key looks, and asks for it, again
-                freed.set()
+            await self._keys.take_back()
             self._missed()
 
     async def _come_back(self) -> None:
@@ -253,7 +243,7 @@ class PostgresBroker:
                     await self._run("SELECT 1")
             except StoreError:
                 pass  # it is lost already
-            except (*_GONE, TimeoutError):
+            except (*GONE, TimeoutError):
                 self._connection.terminate()
 
     async def _run(self, query: str, *values: Any) -> Any:
@@ -288,7 +278,7 @@ class PostgresBroker:
             await self._run(query, self._channel, texts)
         except (asyncpg.DataError, asyncpg.InvalidParameterValueError) as error:
             log.error("the broker could not say something: %r", error)
-        except (StoreError, *_GONE) as error:
+        except (StoreError, *GONE) as error:
             # If it was heard after all, it will be heard twice: pieces know their place, the rest says how things are.
             log.info("what the broker had to say waits: %r", error)
             self._waiting.extendleft(reversed(texts[-(WAITING - len(self._waiting)) :]))
@@ -299,44 +289,13 @@ class PostgresBroker:
         if pid != connection.get_server_pid():
             self._heard(payload)
 
-    # ------------------------------------------------------------ locks
+    # ------------------------------------------------------------ keys, and who is there
 
     async def lock(self, key: str) -> None:
-        await self._locks.acquire(key)
-        try:
-            await self._take(key)
-        except BaseException:
-            self._locks.release(key)
-            raise
-        self._held.add(key)
+        await self._keys.lock(key)
 
-    async def _take(self, key: str) -> None:
-        """Not by waiting in the server: that would keep the one connection from everything else."""
-        freed, pause, unasked = self._freed.setdefault(key, asyncio.Event()), LOOK, inf
-        self._silent[key], patience = 0.0, self._config.run_timeout
-        try:
-            while not await self._try(key):
-                if self._silent[key] > patience:
-                    await self._evict(key)
-                if unasked > patience / 3:
-                    unasked = 0.0
-                    await self._reach("SELECT pg_notify($1, $2)", self._keys_channel, f"want {key}")
-                freed.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await freed.wait()
-                unasked = inf if freed.is_set() else unasked + pause  # who has it next is to know of us, too
-                self._silent[key] += pause
-                pause = min(2 * pause, LOOK_AT_MOST)
-        finally:
-            del self._freed[key], self._silent[key]
-
-    async def _evict(self, key: str) -> None:
-        """Whoever holds this key does not say so: its process stands still, or its machine is gone and the server does not know."""
-        self._silent[key] = 0.0
-        with suppress(StoreError, *_GONE):
-            if await self._run(_EVICT, self._name(key)):
-                log.warning("thread %s was held by a process that gave no sign of life", key)
+    def unlock(self, key: str) -> None:
+        self._keys.unlock(key)
 
     async def _reach(self, query: str, *values: Any) -> Any:
         """Run a query once there is a connection; StoreError where there is none for too long."""
@@ -348,72 +307,24 @@ class PostgresBroker:
                 async with asyncio.timeout_at(until):
                     await self._here.wait()
                     return await self._run(query, *values)
-            except (
-                StoreError,
-                TimeoutError,
-                *_GONE,
-            ) as error:  # or it was lost while one waited for one's turn to talk
+            except (StoreError, TimeoutError, *GONE) as error:  # or it was lost while one waited for one's turn to talk
                 if asyncio.get_running_loop().time() >= until:
                     raise StoreError(f"the broker does not reach PostgreSQL ({type(error).__name__})") from error
                 await asyncio.sleep(LOOK)
 
-    async def _try(self, key: str) -> bool:
-        query = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
-        taking = asyncio.ensure_future(self._reach(query, self._name(key)))
-        try:
-            return bool(await asyncio.shield(taking))
-        except asyncio.CancelledError:
-            # Whoever was cancelled just as it was given the key gives it back.
-            taking.add_done_callback(partial(self._give_back, key))
-            raise
-
-    def _give_back(self, key: str, taking: asyncio.Future[Any]) -> None:
-        if not taking.cancelled() and taking.exception() is None and taking.result():
-            _spawn(self._passing, self._free(key, wanted=True))
-
-    def unlock(self, key: str) -> None:
-        if key in self._held:
-            self._held.discard(key)
-            wanted = key in self._wanted
-            self._wanted.discard(key)
-            _spawn(self._passing, self._pass_on(key, wanted=wanted))
-
-    async def _pass_on(self, key: str, *, wanted: bool) -> None:
-        """Free a key for other processes, then for waiters in this one: those who asked from outside get their chance first."""
-        try:
-            await self._free(key, wanted=wanted)
-            if wanted:
-                await asyncio.sleep(LOOK)
-        finally:
-            self._locks.release(key)
-
-    async def _free(self, key: str, *, wanted: bool) -> None:
-        with suppress(StoreError, *_GONE):  # with a connection that is lost, all its locks are
-            await self._run("SELECT pg_advisory_unlock(hashtextextended($1, 0))", self._name(key))
-            if wanted:
-                await self._run("SELECT pg_notify($1, $2)", self._keys_channel, f"free {key}")
-
-    def _on_key(self, connection: Any, pid: int, channel: str, payload: str) -> None:
-        word, _, key = payload.partition(" ")
-        if word == "free":
-            if key in self._freed:
-                self._freed[key].set()
-        elif word == "want":
-            if key in self._held:
-                self._wanted.add(key)
-                self._say_key(f"have {key}")
-        elif word == "have":
-            if key in self._silent:
-                self._silent[key] = 0.0
+    def _on_word(self, connection: Any, pid: int, channel: str, payload: str) -> None:
+        word, _, what = payload.partition(" ")
+        if word in ("free", "want", "have"):
+            self._keys.hear(word, what)
         else:
-            self._company.hear(word, key)
+            self._company.hear(word, what)
 
-    def _say_key(self, word: str) -> None:
+    def _say_word(self, word: str) -> None:
         _spawn(self._passing, self._pass_word(word))
 
     async def _pass_word(self, word: str) -> None:
-        with suppress(StoreError, *_GONE):  # who comes back asks again
-            await self._run("SELECT pg_notify($1, $2)", self._keys_channel, word)
+        with suppress(StoreError, *GONE):  # who comes back asks again
+            await self._run("SELECT pg_notify($1, $2)", self._words_channel, word)
 
     async def _look_round(self) -> None:
         """Know who is there, also when somebody goes without a word."""
@@ -425,20 +336,6 @@ class PostgresBroker:
                 self._company.settle()
             anew = False
             await asyncio.sleep(ROUND)
-
-    async def _take_back(self) -> None:
-        """The server let go of our keys as the connection ended. Take them again, before somebody else does."""
-        self._wanted |= self._held  # who asked for them meanwhile was not heard
-        for key in list(self._held):
-            with suppress(Exception):
-                if not await self._try(key):
-                    if key in self._held:
-                        log.warning("thread %s is being answered by two processes: the broker was away", key)
-                elif key not in self._held:  # let go of while it was asked for
-                    await self._free(key, wanted=True)
-
-    def _name(self, key: str) -> str:
-        return f"{self._channel} {key}"
 
 
 def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:

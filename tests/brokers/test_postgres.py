@@ -212,9 +212,9 @@ async def test_whoever_waited_for_a_key_when_the_connection_was_away_is_told_tha
         await one.broker.lock("k")
         assert isinstance(one.broker, PostgresBroker)
         waiting = asyncio.create_task(two.broker.lock("k"))
-        while not one.broker._wanted:
+        while not one.broker._keys._wanted:
             await asyncio.sleep(0.01)
-        one.broker._wanted.clear()  # as if it had not heard that somebody wants it
+        one.broker._keys._wanted.clear()  # as if it had not heard that somebody wants it
         async with postgres.session(postgres_config.database_name) as admin:
             await admin.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -222,7 +222,7 @@ async def test_whoever_waited_for_a_key_when_the_connection_was_away_is_told_tha
             )
         await one.until(lambda: one.missed > 0)
         await two.until(lambda: two.missed > 0)
-        assert one.broker._wanted == {"k"}
+        assert one.broker._keys._wanted == {"k"}
         one.broker.unlock("k")
         await asyncio.wait_for(waiting, WITHIN)
 
@@ -234,7 +234,7 @@ async def test_a_key_is_taken_from_who_gives_no_sign_of_life_and_from_nobody_els
     async with opened(config, config) as (one, two), postgres.session(config.database_name) as still:
         assert isinstance(two.broker, PostgresBroker)
         for key in ("still", "süß"):
-            await still.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", two.broker._name(key))
+            await still.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", two.broker._keys._name(key))
         await one.broker.lock("alive")
         waiting = asyncio.create_task(two.broker.lock("alive"))
         for key in ("still", "süß"):

@@ -1,0 +1,167 @@
+"""The keys of the broker over PostgreSQL: advisory locks of its one connection, asked for without waiting in the server.
+
+Waiting there would keep the connection from everything else. So whoever does not get a key says that it is wanted, and whoever holds it
+says that it has it, and that it is free when it is. A holder that says nothing stands still, or is gone without the server's knowing:
+its connection is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from math import inf
+from typing import Any
+
+import asyncpg
+
+from dooers.brokers.keylocks import KeyLocks
+from dooers.exceptions import StoreError
+
+__all__ = ["GONE", "AdvisoryKeys"]
+
+log = logging.getLogger("dooers")
+
+# What says that a connection was lost, or a statement with it.
+GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+# Seconds between two looks whether a key is free, at first and at most.
+LOOK, LOOK_AT_MOST = 0.05, 1.0
+
+# Ends the connection that holds a key, and so lets go of it. A key is a number of 64 bits, and stands there in two halves.
+_EVICT = (
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid() "
+    "AND classid::bigint << 32 | objid::bigint = hashtextextended($1, 0)"
+)
+
+
+class AdvisoryKeys:
+    """The keys that this process holds or waits for.
+
+    `run` runs a query and raises StoreError while there is no connection, `reach` waits for one, `say` tells all processes a word
+    about a key, `spawn` runs what nobody waits for. `patience` is how many seconds a holder may be silent.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        patience: float,
+        *,
+        run: Callable[..., Awaitable[Any]],
+        reach: Callable[..., Coroutine[Any, Any, Any]],
+        say: Callable[[str], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._prefix, self._patience = name, patience
+        self._run, self._reach, self._say, self._spawn = run, reach, say, spawn
+        self._freed: dict[str, asyncio.Event] = {}
+        # How long somebody has waited for a key without a word from who holds it.
+        self._silent: dict[str, float] = {}
+        self._held: set[str] = set()
+        self._wanted: set[str] = set()
+        self._locks = KeyLocks()
+
+    async def lock(self, key: str) -> None:
+        await self._locks.acquire(key)
+        try:
+            await self._take(key)
+        except BaseException:
+            self._locks.release(key)
+            raise
+        self._held.add(key)
+
+    async def _take(self, key: str) -> None:
+        freed, pause, unasked = self._freed.setdefault(key, asyncio.Event()), LOOK, inf
+        self._silent[key], patience = 0.0, self._patience
+        try:
+            while not await self._try(key):
+                if self._silent[key] > patience:
+                    await self._evict(key)
+                if unasked > patience / 3:
+                    unasked = 0.0
+                    self._say(f"want {key}")
+                freed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await freed.wait()
+                unasked = inf if freed.is_set() else unasked + pause  # who has it next is to know of us, too
+                self._silent[key] += pause
+                pause = min(2 * pause, LOOK_AT_MOST)
+        finally:
+            del self._freed[key], self._silent[key]
+
+    async def _evict(self, key: str) -> None:
+        """Whoever holds this key does not say so: its process stands still, or its machine is gone and the server does not know."""
+        self._silent[key] = 0.0
+        with suppress(StoreError, *GONE):
+            if await self._run(_EVICT, self._name(key)):
+                log.warning("thread %s was held by a process that gave no sign of life", key)
+
+    async def _try(self, key: str) -> bool:
+        query = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
+        taking = asyncio.ensure_future(self._reach(query, self._name(key)))
+        try:
+            return bool(await asyncio.shield(taking))
+        except asyncio.CancelledError:
+            # Whoever was cancelled just as it was given the key gives it back.
+            taking.add_done_callback(partial(self._give_back, key))
+            raise
+
+    def _give_back(self, key: str, taking: asyncio.Future[Any]) -> None:
+        if not taking.cancelled() and taking.exception() is None and taking.result():
+            self._spawn(self._free(key, wanted=True))
+
+    def unlock(self, key: str) -> None:
+        if key in self._held:
+            self._held.discard(key)
+            wanted = key in self._wanted
+            self._wanted.discard(key)
+            self._spawn(self._pass_on(key, wanted=wanted))
+
+    async def _pass_on(self, key: str, *, wanted: bool) -> None:
+        """Free a key for other processes, then for waiters in this one: those who asked from outside get their chance first."""
+        try:
+            await self._free(key, wanted=wanted)
+            if wanted:
+                await asyncio.sleep(LOOK)
+        finally:
+            self._locks.release(key)
+
+    async def _free(self, key: str, *, wanted: bool) -> None:
+        with suppress(StoreError, *GONE):  # with a connection that is lost, all its locks are
+            await self._run("SELECT pg_advisory_unlock(hashtextextended($1, 0))", self._name(key))
+            if wanted:
+                self._say(f"free {key}")
+
+    def hear(self, word: str, key: str) -> None:
+        """What a process said of a key."""
+        if word == "free" and key in self._freed:
+            self._freed[key].set()
+        elif word == "have" and key in self._silent:
+            self._silent[key] = 0.0
+        elif word == "want" and key in self._held:
+            self._wanted.add(key)
+            self._say(f"have {key}")
+
+    async def take_back(self) -> None:
+        """The server let go of our keys as the connection ended. Take them again, before somebody else does."""
+        self._wanted |= self._held  # who asked for them meanwhile was not heard
+        for key in list(self._held):
+            with suppress(Exception):
+                if not await self._try(key):
+                    if key in self._held:
+                        log.warning("thread %s is being answered by two processes: the broker was away", key)
+                elif key not in self._held:  # let go of while it was asked for
+                    await self._free(key, wanted=True)
+        for freed in self._freed.values():  # who waits for a key looks, and asks for it, again
+            freed.set()
+
+    def forget(self) -> None:
+        """The connection is closed, and all keys with it."""
+        self._held.clear()
+
+    def _name(self, key: str) -> str:
+        return f"{self._prefix} {key}"
