@@ -178,6 +178,14 @@ class Broadcast:
         """The threads that somebody here is subscribed to."""
         return list(self._threads)
 
+    def places(self) -> list[Place]:
+        """The places, as (worker, organization, workspace), of which somebody here has the list of threads."""
+        return list(self._places)
+
+    def followed(self, topic: str) -> list[str]:
+        """The workers whose "settings" or "analytics" somebody here follows."""
+        return [worker_id for its, worker_id in self._topics if its == topic]
+
     def is_watched(self, thread_id: str) -> bool:
         """Whether somebody here is subscribed to a thread."""
         return thread_id in self._threads

@@ -107,7 +107,7 @@ class Worker(containers.DeclarativeContainer):
     vault = providers.Singleton(Vault, config.provided.settings_encryption_key)
     # Made anew each time the worker opens.
     broadcast = providers.Singleton(Broadcast, clock)
-    relay = providers.Singleton(Relay, broadcast, broker, store, process_id)
+    relay = providers.Singleton(Relay, broadcast, broker, store, clock, process_id)
     collector = providers.Singleton(Collector, config, relay, clock)
     quotas = providers.Singleton(Quotas, config)
     lanes = providers.Singleton(Lanes, config.provided.thread_queue_limit)
@@ -125,7 +125,7 @@ async def open_parts(worker: Worker) -> None:
     """Connect to the database and to the other processes. After a failure nothing is left open."""
     await worker.store().open()
     try:
-        await worker.relay().open(worker.runner())
+        await worker.relay().open(worker.runner(), worker.settings())
     except BaseException:
         await worker.store().close()
         _renew(worker)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from attrs import Factory, define, evolve
 
 from dooers.broadcast import Broadcast, Member
 from dooers.brokers import Broker
-from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadEvent
+from dooers.exceptions import DooersError, StoreError
+from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadEvent, ThreadQuery
 from dooers.news import News, looks, read, write
 from dooers.steps import Growing
 from dooers.stores import GAP, Store
+from dooers.turn import Clock
 
 __all__ = ["Listener", "Relay"]
 
@@ -26,6 +29,8 @@ log = logging.getLogger("dooers")
 
 # How many threads are caught up with at once, how often one is tried, and how many of its runs are looked at.
 CATCHING, TRIES, RUNS = 8, 5, 20
+# After a time in which nobody could be heard: how many of a list's newest threads are looked at, and seconds by which clocks may differ.
+NEWEST, SLACK = 50, 10
 # How many messages that others write are kept, and how many that are whole, or runs that are over; what is older is forgotten.
 GROWING, OVER = 1_000, 10_000
 
@@ -42,6 +47,12 @@ class Listener(Protocol):
         ...
 
 
+class Form(Protocol):
+    """The settings of a worker, as clients see them."""
+
+    async def snapshot(self) -> dict[str, Any]: ...
+
+
 @define(eq=False)
 class _Reading:
     """A thread that is being read: what was told of it meanwhile, and whether it is to be read (once more)."""
@@ -55,27 +66,30 @@ class _Reading:
 class Relay:
     """Tells, hears, and catches up. Belongs to one event loop."""
 
-    def __init__(self, broadcast: Broadcast, broker: Broker, store: Store, process_id: str) -> None:
+    def __init__(self, broadcast: Broadcast, broker: Broker, store: Store, clock: Clock, process_id: str) -> None:
         self._broadcast = broadcast
+        self._clock = clock
         self._broker = broker
         self._store = store
         self._process_id = process_id
         # Whether the store tells of Changes itself.
         self._announced = broker.announce is not None
         self._listener: Listener | None = None
+        self._forms: Callable[[str], Form] | None = None
+        self._heard_at = clock.now()
         self._growing: dict[str, Growing] = {}
         self._catching: dict[str, _Reading] = {}
-        self._over: dict[
-            str, None
-        ] = {}  # runs that have ended, and messages that are whole: a set in the order of arrival
+        # Runs that have ended, and messages that are whole: a set in the order of arrival.
+        self._over: dict[str, None] = {}
         # Runs that were shown to be at work, and their threads: whoever was shown that is to be shown their end.
         self._begun: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(CATCHING)
 
-    async def open(self, listener: Listener) -> None:
-        """Begin to hear."""
-        self._listener = listener
+    async def open(self, listener: Listener, forms: Callable[[str], Form]) -> None:
+        """Begin to hear. `forms` gives the settings of a worker id."""
+        self._listener, self._forms = listener, forms
+        self._heard_at = self._clock.now()
         await self._broker.open(self._heard, self._missed)
 
     async def close(self) -> None:
@@ -159,6 +173,7 @@ class Relay:
     # ------------------------------------------------------------ hearing
 
     def _heard(self, text: str) -> None:
+        self._heard_at = self._clock.now()
         try:
             for news in read(text):
                 if news.sender != self._process_id:
@@ -266,15 +281,44 @@ class Relay:
         self._growing.clear()
         for thread_id in self._broadcast.watched():
             self._catch_up(thread_id, whole=True)
+        since, self._heard_at = self._heard_at - timedelta(seconds=SLACK), self._clock.now()
+        self._spawn(self._read_lists(since))
+        self._spawn(self._read_forms())
+
+    async def _read_lists(self, since: datetime) -> None:
+        """Show the threads that came or changed meanwhile to people who have them in their lists. One that was deleted they find out."""
+        for worker_id, organization_id, workspace_id in self._broadcast.places():
+            place = {"worker_id": worker_id, "organization_id": organization_id, "workspace_id": workspace_id}
+            try:
+                async with self._room:
+                    threads = await self._store.threads(ThreadQuery(equal=place, limit=NEWEST))
+            except StoreError as error:
+                log.warning("what is new in the lists could not be read (%r)", error)
+                return
+            for thread in reversed(threads):
+                if thread.updated_at >= since and not self._broadcast.is_watched(thread.id):
+                    self._show(Change(thread=thread, patch={"told": True}))
+
+    async def _read_forms(self) -> None:
+        for worker_id in self._broadcast.followed("settings"):
+            try:
+                if self._forms is not None:
+                    payload = await self._forms(worker_id).snapshot()
+                    self._broadcast.tell("settings", worker_id, "settings.snapshot", payload, None)
+            except DooersError as error:
+                log.warning("the settings of worker %s could not be read again (%r)", worker_id, error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="dooers-catch-up")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _catch_up(self, thread_id: str, *, whole: bool = False) -> _Reading:
         """Read a thread, or read it again if that is under way: what is to be seen may have come since."""
         reading = self._catching.get(thread_id)
         if reading is None:
             reading = self._catching[thread_id] = _Reading()
-            task = asyncio.create_task(self._read_up(thread_id, reading), name="dooers-catch-up")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._read_up(thread_id, reading))
         reading.again = True
         reading.whole = reading.whole or whole
         return reading

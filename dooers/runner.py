@@ -129,9 +129,8 @@ class Runner:
 
     def _forget(self, change: Change) -> None:
         for opened in self._stop(thread_id=change.thread.id):
-            opened.steps.forget(
-                "the thread was deleted"
-            )  # a thread of the same id may be made again: nothing of these turns belongs in it
+            # A thread of the same id may be made again: nothing of these turns belongs in it.
+            opened.steps.forget("the thread was deleted")
 
     # ------------------------------------------------------------ what other processes say
 

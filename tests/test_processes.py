@@ -563,6 +563,30 @@ async def test_a_connection_that_was_away_is_made_up_for_in_every_thread(worker_
         assert texts(await until(two, says("re: after"))) == ["after", "re: after"]
 
 
+async def test_a_connection_that_was_away_is_made_up_for_in_lists_and_forms(worker_config: WorkerConfig) -> None:
+    async with (
+        pair(worker_config, echo, private_threads=True) as workers,
+        workers.clients() as (one, two),
+        client(workers.two, user_id="user-2") as stranger,
+    ):
+        await post(one, "before")
+        await two.ask("settings.subscribe", {"worker_id": "worker"})
+        await settle(workers.one, workers.two)
+        await quiet(two)
+        workers.broker(workers.two).cut()
+        fresh = await post(one, "meanwhile")
+        await one.ask("settings.patch", {"worker_id": "worker", "field_id": "model", "value": "large"})
+        await settle(workers.one)
+        assert types(await quiet(two)) == []
+        workers.broker(workers.two).mend()
+        await settle(workers.two)
+        frames = await quiet(two)
+        assert fresh in [f["payload"]["thread"]["id"] for f in frames if f["type"] == "thread.upsert"]
+        (form,) = [f["payload"] for f in frames if f["type"] == "settings.snapshot"]
+        assert [field["value"] for field in form["fields"] if field["id"] == "model"] == ["large"]
+        assert types(await quiet(stranger)) == []
+
+
 async def test_pieces_that_were_lost_are_not_made_up_but_the_whole_message_comes(worker_config: WorkerConfig) -> None:
     model = Model()
     async with pair(worker_config, model.handler) as workers:
