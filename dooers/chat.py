@@ -186,7 +186,7 @@ class Chat:
                 (f"  {_when(thread['last_event_at'])}  {printable(thread['id'])}", "dim"),
             )
             self.console.print(line, soft_wrap=True)
-        if (more := found["total_count"] - len(self.listed)) > 0:
+        if (more := found.get("total_count", 0) - len(self.listed)) > 0:
             self.note(f"and {more} older")
         if not self.listed:
             self.note("no conversations yet")

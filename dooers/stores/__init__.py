@@ -15,6 +15,7 @@ from dooers.exceptions import ConfigError, DooersError, NotFoundError, StoreErro
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
 
 __all__ = [
+    "COUNTED",
     "GAP",
     "IN_MEMORY",
     "PAGE",
@@ -33,6 +34,8 @@ T = TypeVar("T")
 # How many events a snapshot holds: the newest page, or what closes a gap (the rest of a larger one follows in further frames).
 PAGE = 100
 GAP = 1000
+# How far threads are counted: a count costs as much as there is to count.
+COUNTED = 10_000
 
 
 @frozen
@@ -94,8 +97,8 @@ class Store(Protocol):
         """A page of threads, the most recently active first, ties by id."""
         ...
 
-    async def count_threads(self, equal: Mapping[str, str]) -> int:
-        """How many threads have these columns."""
+    async def count_threads(self, equal: Mapping[str, str], at_most: int = COUNTED) -> int:
+        """How many threads have these columns, or `at_most` if they are more."""
         ...
 
     async def event(self, event_id: str) -> ThreadEvent | None:

@@ -29,7 +29,7 @@ from dooers.codec import dumps, loads
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, StoreError
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
-from dooers.stores import Schema, snapshot_of
+from dooers.stores import COUNTED, Schema, snapshot_of
 from dooers.stores.cosmos_beats import Beats
 from dooers.stores.cosmos_container import BATCH, READ_AGAIN, Conflict, Container, Operation, priced
 from dooers.stores.cosmos_documents import (
@@ -205,8 +205,9 @@ class CosmosStore:
     async def threads(self, query: ThreadQuery) -> list[Thread]:
         return [thread_of(row["body"]) for row in await self._query(list_threads(query))]
 
-    async def count_threads(self, equal: Mapping[str, str]) -> int:
-        return sum(await self._query(count_threads(equal)))
+    async def count_threads(self, equal: Mapping[str, str], at_most: int = COUNTED) -> int:
+        found: int = sum(await self._query(count_threads(equal)))
+        return min(found, at_most)
 
     async def event(self, event_id: str) -> ThreadEvent | None:
         document = await self._by_name(event_name(event_id))

@@ -24,7 +24,7 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import IN_MEMORY, Schema, snapshot_of
+from dooers.stores import COUNTED, IN_MEMORY, Schema, snapshot_of
 from dooers.stores.sql import check_filter
 
 __all__ = ["MemoryStore"]
@@ -173,8 +173,8 @@ class MemoryStore:
             rows = [row for row in rows if (row.last_event_at, row.id) < query.before]
         return _newest(rows, query.limit, query.oldest_first, lambda row: (row.last_event_at, row.id))
 
-    async def count_threads(self, equal: Mapping[str, str]) -> int:
-        return len(_equal("threads", self._threads.values(), equal))
+    async def count_threads(self, equal: Mapping[str, str], at_most: int = COUNTED) -> int:
+        return min(len(_equal("threads", self._threads.values(), equal)), at_most)
 
     async def event(self, event_id: str) -> ThreadEvent | None:
         thread_id = self._thread_of_event.get(event_id)

@@ -29,7 +29,7 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import Schema, snapshot_of, store_error
+from dooers.stores import COUNTED, Schema, snapshot_of, store_error
 from dooers.stores.postgres_connection import Line, Patience, Pool, interrupted, transient
 from dooers.stores.postgres_schema import look_into, prepare
 from dooers.stores.postgres_writers import Outcome, Writers
@@ -238,8 +238,8 @@ class PostgresStore:
     async def threads(self, query: ThreadQuery) -> list[Thread]:
         return [thread_of(row) for row in await self._fetch(self._sql.list_threads(query))]
 
-    async def count_threads(self, equal: Mapping[str, str]) -> int:
-        return int((await self._fetch(self._sql.count_threads(equal)))[0]["total"])
+    async def count_threads(self, equal: Mapping[str, str], at_most: int = COUNTED) -> int:
+        return int((await self._fetch(self._sql.count_threads(equal, at_most)))[0]["total"])
 
     async def event(self, event_id: str) -> ThreadEvent | None:
         rows = await self._fetch(self._sql.event(event_id))

@@ -65,9 +65,10 @@ class Statements:
             {**values, "limit": query.limit},
         )
 
-    def count_threads(self, equal: Mapping[str, str]) -> Statement:
+    def count_threads(self, equal: Mapping[str, str], at_most: int) -> Statement:
         where, values = _where("threads", equal)
-        return f"SELECT count(*) AS total FROM {self.threads}{_and(where)}", values
+        few = f"SELECT 1 AS one FROM {self.threads}{_and(where)} LIMIT :at_most"
+        return f"SELECT count(*) AS total FROM ({few}) AS few", {**values, "at_most": at_most}
 
     def event(self, event_id: str) -> Statement:
         return f"SELECT {EVENT_COLUMNS} FROM {self.events} WHERE id = :id", {"id": event_id}

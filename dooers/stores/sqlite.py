@@ -37,7 +37,7 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import IN_MEMORY, Schema, at_once, snapshot_of, store_error
+from dooers.stores import COUNTED, IN_MEMORY, Schema, at_once, snapshot_of, store_error
 from dooers.stores.rows import event_of, moment, run_of, thread_of
 from dooers.stores.sql import SqliteStatements, Statement
 from dooers.stores.sqlite_connection import connect, hop, hop_to_end
@@ -276,8 +276,8 @@ class SqliteStore:
     async def threads(self, query: ThreadQuery) -> list[Thread]:
         return [thread_of(row) for row in await self._read(lambda c: _all(c, self._sql.list_threads(query)))]
 
-    async def count_threads(self, equal: Mapping[str, str]) -> int:
-        row = await self._read(lambda connection: _one(connection, self._sql.count_threads(equal)))
+    async def count_threads(self, equal: Mapping[str, str], at_most: int = COUNTED) -> int:
+        row = await self._read(lambda connection: _one(connection, self._sql.count_threads(equal, at_most)))
         return int(_found(row)["total"])
 
     async def event(self, event_id: str) -> ThreadEvent | None:

@@ -126,14 +126,6 @@ async def counted(side: Side, n: int, equal: dict[str, str]) -> None:
     assert await side.store.count_threads(equal) > 0
 
 
-async def counted_so_far(side: Side, n: int) -> None:
-    """What a count with an end to it would cost; the store has none."""
-    store: Any = side.store
-    text, values = store._sql.count_threads(BIG)
-    inner = text.replace("SELECT count(*) AS total", "SELECT 1 AS one")
-    await reading(store, (f"SELECT count(*) AS total FROM ({inner} LIMIT 10001) AS few", values))
-
-
 async def reading(store: Any, statement: Any) -> None:
     if store._sql.__class__.__name__ == "SqliteStatements":
         await store._read(lambda connection: connection.execute(*statement).fetchall())
@@ -151,7 +143,6 @@ WORKS: dict[str, Work] = {
     "count, small tenant": partial(counted, equal=SMALL),
     "count, a user of the big tenant": partial(counted, equal=USER),
     "count, big tenant": partial(counted, equal=BIG),
-    "count to 10,001, big tenant (proposed)": counted_so_far,
     # For whoever looks after a worker; no index serves them.
     "repository: threads of a worker": listed({"worker_id": "worker-1"}),
     "repository: runs that failed": lambda side, n: side.store.runs(RunQuery(equal={"status": "failed"})),

@@ -772,6 +772,7 @@ class StoreContract:
         assert [one.id for one in await store.threads(ThreadQuery(equal=place))] == [base.id]
         assert await store.count_threads(place) == 1
         assert await store.count_threads({}) == 6
+        assert [await store.count_threads({}, at_most) for at_most in (5, 6, 7)] == [5, 6, 6]
         for name, one in zip(names, others, strict=False):
             assert [found.id for found in await store.threads(ThreadQuery(equal={name: getattr(one, name)}))] == [
                 one.id

@@ -21,6 +21,7 @@ from plenty import BIG, LONG, POSTGRES, SMALL, SQLITE, START, Plenty, numbered
 from services.postgres import Address
 
 from dooers.models import Change, EventQuery, RunQuery, Scope, Thread, ThreadQuery
+from dooers.stores import COUNTED
 from dooers.stores.postgres_connection import _numbered
 from dooers.stores.postgres_schema import prepare
 from dooers.stores.sql import SqliteStatements, Statement, Statements
@@ -68,8 +69,13 @@ READS = [
     Case("threads of a user, from a cursor", threads(equal=USER, before=CURSOR), "threads_recent_of_user"),
     Case("threads of a user, oldest first", threads(equal=USER, oldest_first=True), "threads_recent_of_user"),
     Case("threads of a small tenant", threads(equal=SMALL), "threads_recent"),
-    Case("how many threads a small tenant has", lambda sql: sql.count_threads(SMALL), "threads_recent.*"),
-    Case("how many threads a user has", lambda sql: sql.count_threads(USER), "threads_recent_of_user", THREADS // 20),
+    Case("how many threads a small tenant has", lambda sql: sql.count_threads(SMALL, COUNTED), "threads_recent.*"),
+    Case(
+        "how many threads a user has",
+        lambda sql: sql.count_threads(USER, COUNTED),
+        "threads_recent_of_user",
+        THREADS // 20,
+    ),
     # That of a tenant who has most of the table is not here: to count them is to read them, by whichever way is shorter.
     Case("a thread", lambda sql: sql.thread(LONG), "threads_pkey"),
     Case("an event", lambda sql: sql.event(numbered("event", 7)), "events_pkey"),
@@ -158,6 +164,8 @@ def sqlite_plenty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.
 def test_sqlite_finds_by_an_index_and_sorts_nothing(sqlite_plenty: sqlite3.Connection, case: Case) -> None:
     text, values = case.make(SqliteStatements("worker_"))
     plan = [row[3] for row in sqlite_plenty.execute(f"EXPLAIN QUERY PLAN {text}", values)]
+    if plan[:1] == ["CO-ROUTINE few"]:  # what is counted was found by what stands between
+        plan = plan[1:-1]
     for step in plan:
         # The index of the few that are running may be read as a whole: that is what it is for.
         assert re.match(r"SEARCH|SCAN \w+ USING (COVERING )?INDEX worker_runs_running", step), plan
