@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from hashlib import sha256
@@ -297,8 +297,8 @@ class PostgresBroker:
     def unlock(self, key: str) -> None:
         self._keys.unlock(key)
 
-    async def _reach(self, query: str, *values: Any) -> Any:
-        """Run a query once there is a connection; StoreError where there is none for too long."""
+    async def _reach(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do something once there is a connection; StoreError where there is none for too long."""
         until = asyncio.get_running_loop().time() + self._config.database_timeout
         while True:
             if self._connection is None:
@@ -306,7 +306,7 @@ class PostgresBroker:
             try:
                 async with asyncio.timeout_at(until):
                     await self._here.wait()
-                    return await self._run(query, *values)
+                    return await work()
             except (StoreError, TimeoutError, *GONE) as error:  # or it was lost while one waited for one's turn to talk
                 if asyncio.get_running_loop().time() >= until:
                     raise StoreError(f"the broker does not reach PostgreSQL ({type(error).__name__})") from error

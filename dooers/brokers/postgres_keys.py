@@ -30,6 +30,13 @@ GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 # Seconds between two looks whether a key is free, at first and at most.
 LOOK, LOOK_AT_MOST = 0.05, 1.0
 
+# Lets go of some keys and tries to take others, in this order.
+_ASK = (
+    "SELECT array_agg(done ORDER BY n) FROM "
+    "(SELECT n, CASE WHEN free THEN pg_advisory_unlock(hash) ELSE pg_try_advisory_lock(hash) END AS done FROM "
+    "(SELECT n, free, hashtextextended(key, 0) AS hash FROM unnest($1::bool[], $2::text[]) "
+    "WITH ORDINALITY AS t (free, key, n) ORDER BY n) AS asked) AS answered"
+)
 # Ends the connection that holds a key, and so lets go of it. A key is a number of 64 bits, and stands there in two halves.
 _EVICT = (
     "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
@@ -41,8 +48,8 @@ _EVICT = (
 class AdvisoryKeys:
     """The keys that this process holds or waits for.
 
-    `run` runs a query and raises StoreError while there is no connection, `reach` waits for one, `say` tells all processes a word
-    about a key, `spawn` runs what nobody waits for. `patience` is how many seconds a holder may be silent.
+    `run` runs a query and raises StoreError while there is no connection, `reach` does what needs one, again if it was lost, `say` tells
+    all processes a word about a key, `spawn` runs what nobody waits for. `patience` is how many seconds a holder may be silent.
     """
 
     def __init__(
@@ -51,7 +58,7 @@ class AdvisoryKeys:
         patience: float,
         *,
         run: Callable[..., Awaitable[Any]],
-        reach: Callable[..., Coroutine[Any, Any, Any]],
+        reach: Callable[[Callable[[], Awaitable[Any]]], Coroutine[Any, Any, Any]],
         say: Callable[[str], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
@@ -63,6 +70,9 @@ class AdvisoryKeys:
         self._held: set[str] = set()
         self._wanted: set[str] = set()
         self._locks = KeyLocks()
+        # What is to be asked with the next query: many turns begin and end while one is on its way.
+        self._asked: list[tuple[bool, str, asyncio.Future[bool]]] = []
+        self._asking = False
 
     async def lock(self, key: str) -> None:
         await self._locks.acquire(key)
@@ -101,8 +111,7 @@ class AdvisoryKeys:
                 log.warning("thread %s was held by a process that gave no sign of life", key)
 
     async def _try(self, key: str) -> bool:
-        query = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
-        taking = asyncio.ensure_future(self._reach(query, self._name(key)))
+        taking = asyncio.ensure_future(self._reach(partial(self._ask, key, free=False)))
         try:
             return bool(await asyncio.shield(taking))
         except asyncio.CancelledError:
@@ -132,9 +141,41 @@ class AdvisoryKeys:
 
     async def _free(self, key: str, *, wanted: bool) -> None:
         with suppress(StoreError, *GONE):  # with a connection that is lost, all its locks are
-            await self._run("SELECT pg_advisory_unlock(hashtextextended($1, 0))", self._name(key))
+            await self._ask(key, free=True)
             if wanted:
                 self._say(f"free {key}")
+
+    async def _ask(self, key: str, *, free: bool) -> bool:
+        """Let go of a key, or try to take it, together with what others ask at this moment."""
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._asked.append((free, key, answer))
+        if not self._asking:
+            self._asking = True
+            self._spawn(self._ask_all())
+        return await answer
+
+    async def _ask_all(self) -> None:
+        try:
+            while self._asked:
+                asked, self._asked = self._asked, []
+                try:
+                    frees, keys = [free for free, *_ in asked], [self._name(key) for _, key, _ in asked]
+                    for one, done in zip(asked, await self._run(_ASK, frees, keys), strict=True):
+                        self._answer(*one, done)
+                except BaseException as error:
+                    for *_, answer in asked:
+                        if not answer.done():
+                            answer.set_exception(error if isinstance(error, Exception) else StoreError("closed"))
+                    if not isinstance(error, Exception):
+                        raise
+        finally:
+            self._asking = False
+
+    def _answer(self, free: bool, key: str, answer: asyncio.Future[bool], done: bool) -> None:
+        if not answer.done():
+            answer.set_result(done)
+        elif done and not free:  # nobody waits for it any more
+            self._spawn(self._free(key, wanted=True))
 
     def hear(self, word: str, key: str) -> None:
         """What a process said of a key."""

@@ -227,6 +227,20 @@ async def test_whoever_waited_for_a_key_when_the_connection_was_away_is_told_tha
         await asyncio.wait_for(waiting, WITHIN)
 
 
+async def test_keys_that_are_asked_for_at_once_share_a_statement(postgres_config: WorkerConfig) -> None:
+    async with opened(postgres_config, postgres_config) as (one, two):
+        assert isinstance(one.broker, PostgresBroker)
+        sent = list[str]()
+        one.broker._connection.add_query_logger(lambda record: sent.append(record.query))
+        keys = [f"k{number}" for number in range(100)]
+        await asyncio.gather(*(one.broker.lock(key) for key in keys))
+        waiting = asyncio.gather(*(two.broker.lock(key) for key in keys))
+        for key in keys:
+            one.broker.unlock(key)
+        await asyncio.wait_for(waiting, WITHIN)
+        assert len([query for query in sent if "advisory" in query]) <= 6
+
+
 async def test_a_key_is_taken_from_who_gives_no_sign_of_life_and_from_nobody_else(
     postgres: Address, postgres_config: WorkerConfig
 ) -> None:
