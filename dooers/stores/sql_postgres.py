@@ -195,9 +195,9 @@ class PostgresStatements(Statements):
         ]
         if during:
             # So is the run, and after the thread: whoever closes a run says so in its thread, and what is before that may stand.
-            # As weak a lock as there is: it waits for no heartbeat and stops none.
+            # A weaker lock would show it as it was. Only this statement's own run is locked, so nobody waits in a circle.
             parts += [
-                f"run AS (SELECT r.status FROM held, {self.runs} AS r WHERE r.id = :during FOR KEY SHARE OF r)",
+                f"run AS (SELECT r.status FROM held, {self.runs} AS r WHERE r.id = :during FOR SHARE OF r)",
                 f"thread AS (SELECT {THREAD_COLUMNS} FROM held "
                 f"WHERE coalesce((SELECT status FROM run), :unknown) = 'running')",
             ]
