@@ -306,6 +306,8 @@ class Change:
     `created`    set by the store: this change did create it
     `exact`      for this very thread only: one that was deleted and made again under its id (`created_at` differs) is another
     `guard`      the thread must lie in this scope, else NotFoundError and nothing is written
+    `during`     the run that this is a part of, which must be running: once it is over nothing is written, and that is NotFoundError.
+                 It may be unknown only to a Change that has it among its `runs`. For Changes that append
     `patch`      columns of the thread to set (`title`, `metadata`); never the whole row
     `events`     to append, in order
     `runs`       to insert, or to close if they exist
@@ -319,6 +321,7 @@ class Change:
     created: bool = False
     exact: bool = True
     guard: Scope | None = None
+    during: str | None = None
     patch: dict[str, Any] = Factory(dict)
     events: tuple[ThreadEvent, ...] = ()
     runs: tuple[Run, ...] = ()

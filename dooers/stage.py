@@ -83,7 +83,7 @@ class Stage:
         canceled = opened.canceled or opened.steps.gone
         outcome: Outcome = "canceled" if canceled else "succeeded" if error is None else "failed"
         await self._close(opened, outcome, error)
-        opened.status = outcome
+        opened.status = "canceled" if opened.steps.gone else outcome
         return HandlerError(f"the handler failed: {error!r}", error) if error and outcome == "failed" else None
 
     async def _close(self, opened: OpenTurn, outcome: Outcome, error: BaseException | None) -> None:
@@ -112,7 +112,8 @@ class Stage:
             if change is not None and not steps.gone:
                 await self._commit(change)
         except NotFoundError:
-            log.info("thread %s was deleted while a turn ran in it", opened.thread.id)
+            steps.forget("its thread was deleted, or its run closed by another process")
+            log.info("the thread %s was deleted, or the run in it closed, while a turn ran in it", opened.thread.id)
         except asyncio.CancelledError:
             log.warning("the turn in thread %s was cancelled again while it was being closed", opened.thread.id)
         except Exception as unclosed:  # the last line of defence: the queue must move on
@@ -124,7 +125,9 @@ class Stage:
         """Store the ends that could not be stored when they came: while this process lives, nobody else closes its runs."""
         while self._unclosed:
             change = self._unclosed[0]
-            with suppress(NotFoundError):  # the thread was deleted meanwhile, and its runs with it
+            with suppress(
+                NotFoundError
+            ):  # the thread was deleted meanwhile, or the run closed: there is no more to be done
                 await self._commit(change)
             if self._unclosed and self._unclosed[0] is change:
                 self._unclosed.popleft()

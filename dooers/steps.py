@@ -231,7 +231,7 @@ class Steps:
 
     @property
     def gone(self) -> bool:
-        """Whether a write found no thread any more: it was deleted under the turn."""
+        """Whether a write found no place any more: the thread was deleted under the turn, or its run closed by another process."""
         return isinstance(self._failure, NotFoundError)
 
     async def settle(self) -> None:

@@ -38,8 +38,12 @@ __all__ = [
     "Turn",
     "as_event",
     "as_stored",
+    "at_work",
+    "begins",
     "closing",
+    "ends",
     "grown",
+    "has_ended",
     "mourning",
     "numbered",
     "opening",
@@ -73,6 +77,11 @@ class Turn:
     assistant_name: str
     run: Run | None = None
     ran: bool = False
+
+    @property
+    def run_id(self) -> str | None:
+        """The open run's id, if there is one."""
+        return None if self.run is None else self.run.id
 
 
 def opening(
@@ -144,9 +153,9 @@ def closing(
         return None
     run = evolve(run, status=outcome, ended_at=now, error=notice)
     if notice is None:
-        return Change(thread=turn.thread, runs=(run,))
+        return Change(thread=turn.thread, during=run.id, runs=(run,))
     told = _notice(turn.thread, run, notice, turn.seq, clock)
-    return Change(thread=turn.thread, runs=(run,), events=(told,))
+    return Change(thread=turn.thread, during=run.id, runs=(run,), events=(told,))
 
 
 def mourning(thread: Thread, run: Run, clock: Clock) -> Change:
@@ -169,7 +178,36 @@ def _notice(thread: Thread, run: Run, text: str, turn_seq: int, clock: Clock) ->
     )
 
 
-# ---------------------------------------------------------------- once it is stored
+# ---------------------------------------------------------------- when it is stored
+
+
+def at_work(change: Change, run: Run | None) -> bool:
+    """Whether the run that a Change is a part of, as it is stored, lets it be written."""
+    if change.during is None:
+        return True
+    return begins(change) if run is None else run.status == "running"
+
+
+def begins(change: Change) -> bool:
+    """Whether a Change may be the first to tell of the run that it is a part of."""
+    return any(run.id == change.during for run in change.runs)
+
+
+def ends(change: Change) -> bool:
+    """Whether nothing of the run that a Change is a part of may come after it."""
+    return any(run.id == change.during and run.status != "running" for run in change.runs)
+
+
+def has_ended(changes: Sequence[Change], run: Run | None) -> bool:
+    """Whether a stored run has the very end that these Changes give it: then they were written, if that was not known."""
+    ends = [one for change in changes for one in change.runs if run is not None and one.id == run.id]
+    said = ends[-1] if ends else None
+    return (
+        run is not None
+        and said is not None
+        and said.status != "running"
+        and (said.status, said.ended_at, said.error) == (run.status, run.ended_at, run.error)
+    )
 
 
 def as_stored(thread: Thread, changes: Sequence[Change]) -> list[Change]:
@@ -212,7 +250,7 @@ def sprout(turn: Turn, author: str | None, clock: Clock) -> ThreadEvent:
         actor="assistant",
         author=turn.assistant_name if author is None else author,
         created_at=clock.now(),
-        run_id=turn.run.id if turn.run is not None else None,
+        run_id=turn.run_id,
         turn_seq=turn.seq,
         streaming=True,
     )
@@ -221,7 +259,7 @@ def sprout(turn: Turn, author: str | None, clock: Clock) -> ThreadEvent:
 def grown(turn: Turn, event: ThreadEvent, text: str, *, incomplete: bool) -> Change:
     """The Change that stores it: once, when it is done, or with what there is of it when it was cut off."""
     whole = evolve(event, content=[TextPart(text)], streaming=False, data={"incomplete": True} if incomplete else None)
-    return Change(thread=turn.thread, events=(whole,))
+    return Change(thread=turn.thread, during=event.run_id, events=(whole,))
 
 
 # ---------------------------------------------------------------- one function an event kind
@@ -237,11 +275,11 @@ def _append(turn: Turn, clock: Clock, kind: EventType, author: str | None, **fie
         actor="assistant",
         author=author,
         created_at=clock.now(),
-        run_id=turn.run.id if turn.run is not None else None,
+        run_id=turn.run_id,
         turn_seq=turn.seq,
         **fields,
     )
-    return turn, Change(thread=turn.thread, events=(event,))
+    return turn, Change(thread=turn.thread, during=turn.run_id, events=(event,))
 
 
 def _message(make_part: Callable[[Mapping[str, Any]], ContentPart]) -> Step:
@@ -265,21 +303,23 @@ def _tool(kind: EventType) -> Step:
 def _update_thread(turn: Turn, data: Mapping[str, Any], clock: Clock) -> tuple[Turn, Change | None]:
     if not data:
         return turn, None
-    return turn, Change(thread=turn.thread, patch={**data, "updated_at": clock.now()})
+    return turn, Change(thread=turn.thread, during=turn.run_id, patch={**data, "updated_at": clock.now()})
 
 
 def _run_start(turn: Turn, data: Mapping[str, Any], clock: Clock) -> tuple[Turn, Change]:
     now = clock.now()
     begun = Run(id=clock.new_id(), thread_id=turn.thread.id, agent_id=data["agent_id"], started_at=now)
     ended = (evolve(turn.run, status="succeeded", ended_at=now),) if turn.run is not None else ()
-    return evolve(turn, run=begun, ran=True), Change(thread=turn.thread, runs=(*ended, begun))
+    # Where one ends another, it is the end that may come too late; what follows needs the other to be there.
+    during = turn.run_id or begun.id
+    return evolve(turn, run=begun, ran=True), Change(thread=turn.thread, during=during, runs=(*ended, begun))
 
 
 def _run_end(turn: Turn, data: Mapping[str, Any], clock: Clock) -> tuple[Turn, Change | None]:
     if turn.run is None:
         return turn, None
     ended = evolve(turn.run, status=data["status"], ended_at=clock.now(), error=data["error"])
-    return evolve(turn, run=None), Change(thread=turn.thread, runs=(ended,))
+    return evolve(turn, run=None), Change(thread=turn.thread, during=ended.id, runs=(ended,))
 
 
 STEPS: dict[str, Step] = {

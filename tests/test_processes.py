@@ -19,10 +19,11 @@ from dependency_injector import providers
 
 from dooers import AnalyticsEvent, WorkerConfig, WorkerServer
 from dooers.brokers.memory import Hub, MemoryBroker
-from dooers.exceptions import StoreError
+from dooers.exceptions import DooersError, StoreError
 from dooers.models import Change
 from dooers.relay import RUNS
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
+from dooers.stores.sqlite import SqliteStore
 from dooers.testing import Closed, WorkerClient
 
 Frame = dict[str, Any]
@@ -882,6 +883,69 @@ async def test_a_process_that_stood_still_finds_out_before_it_goes_on(worker_con
             said = (await watch(one, thread_id))["events"]
             assert [text_of(event)[:22] for event in said] == ["go", "The answer broke off. "]
             assert "succeeded" not in statuses(await quiet(one))
+
+
+@pytest.mark.parametrize("word", ["steps", "stream", "patch", "fails", "ends", "next run"])
+async def test_what_a_process_that_stood_still_had_handed_to_the_database_is_not_written(
+    worker_config: WorkerConfig, word: str
+) -> None:
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    async def pieces() -> AsyncIterator[str]:
+        yield "too late"
+
+    async def handler(incoming: Any, send: Any) -> AsyncIterator[Any]:
+        if incoming.message != "go":
+            yield send.text(f"re: {incoming.message}")
+            return
+        yield send.run_start()
+        reached.set()
+        await go.wait()
+        if word == "steps":
+            yield send.text("too late")
+            yield send.text("and so is this")
+        elif word == "stream":
+            yield send.stream(pieces())
+        elif word == "patch":
+            yield send.update_thread(title="too late")
+        elif word == "next run":
+            yield send.run_start()
+            yield send.text("too late")
+        elif word == "fails":
+            raise RuntimeError("too late")
+
+    async with pair(worker_config, handler, run_heartbeat=0.1, run_timeout=0.5) as workers:
+        async with client(workers.one) as one:
+            thread_id = await post(one, "go")
+            await reached.wait()
+            await quiet(one)
+            workers.broker(workers.one).cut()
+            store = workers.one._parts.store()
+            assert isinstance(store, SqliteStore)
+            handed, again = asyncio.Event(), asyncio.Event()
+            beats, write = store.beat, store._write_group
+
+            async def late(changes: list[Change]) -> list[Change | DooersError]:
+                handed.set()
+                await again.wait()
+                return await write(changes)
+
+            store._write_group = late  # type: ignore[method-assign]
+            go.set()
+            await handed.wait()
+            store.beat = broken  # type: ignore[method-assign]
+            async with asyncio.timeout(WITHIN):
+                while not await ended(workers.two, thread_id):
+                    await asyncio.sleep(0.01)
+            again.set()
+            store.beat = beats  # type: ignore[method-assign]
+            await settle(workers.one)
+            assert await ended(workers.two, thread_id) == ["failed"]
+            kept = await watch(one, thread_id)
+            assert [text_of(event)[:22] for event in kept["events"]] == ["go", "The answer broke off. "]
+            assert kept["thread"].get("title") != "too late"
+            assert "succeeded" not in statuses(await quiet(one))
+            assert (await one.say("again", thread_id)).text == "re: again"
 
 
 async def test_an_end_that_could_not_be_stored_is_stored_later_though_the_process_lives_on(

@@ -326,7 +326,7 @@ def test_a_turn_cancelled_in_the_queue_or_after_its_run_alters_nothing() -> None
 def test_an_open_run_ends_as_the_turn_did(outcome: Outcome) -> None:
     clock = FixedClock(START + timedelta(minutes=1))
     change = closing(turn(OPEN), outcome, clock)
-    assert change == Change(thread=thread(), runs=(evolve(OPEN, status=outcome, ended_at=clock.at),))
+    assert change == Change(thread=thread(), during=OPEN.id, runs=(evolve(OPEN, status=outcome, ended_at=clock.at),))
 
 
 def test_a_failed_turn_tells_people_in_its_run_and_in_a_notice() -> None:

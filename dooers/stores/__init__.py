@@ -24,6 +24,7 @@ __all__ = [
     "Schema",
     "Store",
     "at_once",
+    "nowhere",
     "open_store",
     "snapshot_of",
     "store_error",
@@ -55,7 +56,7 @@ class Store(Protocol):
     """One database of conversations. Every implementation passes the same contract suite, `tests/stores/contract.py`.
 
     Errors: StoreError when the database does not do it, NotFoundError when a Change needs a thread that is not there (or not
-    in its guard's scope). After either, nothing of that Change is written.
+    in its guard's scope), or belongs to a run that is over. After either, nothing of that Change is written.
     """
 
     async def open(self) -> None:
@@ -205,6 +206,12 @@ async def snapshot_of(
     first = events[0].seq if events else thread.last_seq + 1
     before = await reader.events(EventQuery(thread_id=thread_id, before_seq=first, limit=1))
     return Snapshot(thread=thread, events=events, runs=runs, has_more=bool(before))
+
+
+def nowhere(change: Change) -> NotFoundError:
+    """Why a Change is not written that finds no place."""
+    other = "" if change.during is None else ", or the run that this belongs to is over"
+    return NotFoundError(f"there is no such thread{other}")
 
 
 def store_error(error: BaseException) -> DooersError:

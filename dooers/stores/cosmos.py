@@ -155,7 +155,7 @@ class CosmosStore:
         while waiting:
             async with self._slots:
                 group = [waiting.popleft()]
-                while waiting and len(group) < GROUP and together(group[0][0], waiting[0][0]):
+                while waiting and len(group) < GROUP and together(group[-1][0], waiting[0][0]):
                     group.append(waiting.popleft())
                 try:
                     results: list[Change | DooersError] = await self._write([change for change, _ in group])

@@ -29,7 +29,7 @@ from dooers.access import visible
 from dooers.codec import dumps
 from dooers.exceptions import DooersError, NotFoundError, StoreError
 from dooers.models import Change, Run, Thread
-from dooers.stores import store_error
+from dooers.stores import nowhere, store_error
 from dooers.stores.cosmos_container import BATCH, Conflict, Container, Operation, SpoiltError, Tries
 from dooers.stores.cosmos_documents import (
     THREAD,
@@ -45,6 +45,7 @@ from dooers.stores.cosmos_documents import (
 )
 from dooers.stores.cosmos_keys import LEASE, RepeatKeys
 from dooers.stores.rows import run_of
+from dooers.turn import as_stored, at_work, ends, has_ended
 
 __all__ = ["Writer", "together"]
 
@@ -58,10 +59,10 @@ BATCH_BYTES = 1_500_000
 
 @frozen
 class _Known:
-    """A thread's document as it was last seen, and the runs that were open then."""
+    """A thread's document as it was last seen, and the runs that were open then; None for one that was not there."""
 
     document: dict[str, Any] | None
-    runs: dict[str, dict[str, Any]] = field(factory=dict)
+    runs: dict[str, dict[str, Any] | None] = field(factory=dict)
 
 
 class Writer:
@@ -78,7 +79,10 @@ class Writer:
         try:
             return [*await self._write(changes, uuid4().hex[:20])]
         except (NotFoundError, StoreError) as error:
-            if len(changes) == 1 or not isinstance(error, SpoiltError):
+            each = isinstance(error, SpoiltError) or (
+                isinstance(error, NotFoundError) and changes[0].during is not None
+            )
+            if len(changes) == 1 or not each:
                 return [error for _ in changes]
         except Exception as error:
             if len(changes) == 1:
@@ -110,6 +114,8 @@ class Writer:
             try:
                 known = await self._cleared(change.thread.id, known, mark)
                 thread, created = _found(change, known.document)
+                if not at_work(change, await self._run(change.during, known, change.thread.id)):
+                    raise nowhere(change)
                 if not created and not any(one.events or one.patch or one.runs for one in changes):
                     if fresh:
                         return [evolve(one, thread=thread) for one in changes]
@@ -129,11 +135,20 @@ class Writer:
                 self._known.pop(change.thread.id, None)
                 known = await self._look(change.thread.id)
                 fresh = True
-                written = await self._written(changes, known.document, mark)
+                written = await self._written(changes, known, mark)
                 if written is not None:
                     return written
                 claimed = claimed and conflict.index == 0
                 await tries.again(conflict)
+
+    async def _run(self, run_id: str | None, known: _Known, thread_id: str) -> Run | None:
+        """A run as it is. One that was open at the version of the thread that is known is so until that is another."""
+        if run_id is None:
+            return None
+        if run_id not in known.runs:
+            known.runs[run_id] = await self._container.read(run_name(run_id), thread_partition(thread_id))
+        found = known.runs[run_id]
+        return None if found is None else run_of(found["body"])
 
     async def _look(self, thread_id: str) -> _Known:
         return _Known(await self._container.read(THREAD, thread_partition(thread_id)))
@@ -159,7 +174,9 @@ class Writer:
                 stage["kind"] = "making" if created else "thread"
                 base = await self._transact(stage, base, batch)
         document = await self._transact(thread_document(stored[-1].thread, version, mark, maker), base, batches[-1])
-        open_runs = {name: run for name, run in {**known.runs, **runs}.items() if run["until"] is None}
+        open_runs: dict[str, dict[str, Any] | None] = {
+            name: run for name, run in {**known.runs, **runs}.items() if run and run["until"] is None
+        }
         self._remember(thread.id, _Known(document, open_runs))
         return stored
 
@@ -233,10 +250,9 @@ class Writer:
             except Conflict as conflict:
                 await tries.again(conflict)
 
-    async def _written(
-        self, changes: Sequence[Change], document: dict[str, Any] | None, mark: str
-    ) -> list[Change] | None:
+    async def _written(self, changes: Sequence[Change], known: _Known, mark: str) -> list[Change] | None:
         """The Changes as stored, if it turns out that they were."""
+        document = known.document
         thread = shown(document)
         if thread is None or document is None:
             return None
@@ -248,7 +264,7 @@ class Writer:
             if first is None or first.get("mark") != mark or first["body"]["seq"] > thread.last_seq:
                 return None
             last_seq = first["body"]["seq"] - 1
-        elif document["mark"] != mark:
+        elif document["mark"] != mark and not has_ended(changes, await self._run(changes[0].during, known, thread.id)):
             return None
         numbered = _applied(changes, evolve(thread, last_seq=last_seq), created)
         return [evolve(change, thread=thread) for change in numbered]
@@ -373,27 +389,17 @@ def _found(change: Change, document: dict[str, Any] | None) -> tuple[Thread, boo
 
 
 def together(first: Change, then: Change) -> bool:
-    """Whether one transaction may hold both: what is found out about the thread for one of them holds for the other."""
-    return not any(one.opens or one.removes or one.repeat_key is not None for one in (first, then)) and (
-        (first.thread.id, first.thread.created_at, first.exact, first.guard)
-        == (then.thread.id, then.thread.created_at, then.exact, then.guard)
+    """Whether one transaction may hold both: what is found out about the thread and the run for one of them holds for the other."""
+    alone = any(one.opens or one.removes or one.repeat_key is not None for one in (first, then)) or ends(first)
+    return not alone and (
+        (first.thread.id, first.thread.created_at, first.exact, first.guard, first.during)
+        == (then.thread.id, then.thread.created_at, then.exact, then.guard, then.during)
     )
 
 
 def _applied(changes: Sequence[Change], thread: Thread, created: bool) -> list[Change]:
     """The Changes as they are going to be stored, each with the thread as it leaves it."""
-    stored = []
-    for change in changes:
-        events = tuple(
-            evolve(event, seq=seq, turn_seq=event.turn_seq or seq)
-            for seq, event in enumerate(change.events, thread.last_seq + 1)
-        )
-        if events:
-            at = events[-1].created_at
-            thread = evolve(thread, last_seq=events[-1].seq, last_event_at=at, updated_at=at)
-        thread = evolve(thread, **change.patch)
-        stored.append(evolve(change, thread=thread, events=events, created=created))
-    return stored
+    return [evolve(change, created=created) for change in as_stored(thread, changes)]
 
 
 def _own(document: dict[str, Any]) -> dict[str, Any]:

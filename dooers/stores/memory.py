@@ -24,8 +24,9 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import COUNTED, IN_MEMORY, Schema, snapshot_of
+from dooers.stores import COUNTED, IN_MEMORY, Schema, nowhere, snapshot_of
 from dooers.stores.sql import check_filter
+from dooers.turn import at_work
 
 __all__ = ["MemoryStore"]
 
@@ -95,6 +96,8 @@ class MemoryStore:
             raise NotFoundError("there is no such thread")
         if change.guard is not None and not visible(known or change.thread, change.guard):
             raise NotFoundError("there is no such thread")
+        if change.during is not None and not at_work(change, self._runs.get(change.during)):
+            raise nowhere(change)
         thread = known or change.thread
         if change.removes:
             self._forget(thread.id)

@@ -29,14 +29,14 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import COUNTED, Schema, snapshot_of, store_error
+from dooers.stores import COUNTED, Schema, nowhere, snapshot_of, store_error
 from dooers.stores.postgres_connection import Line, Patience, Pool, interrupted, transient
 from dooers.stores.postgres_schema import look_into, prepare
 from dooers.stores.postgres_writers import Outcome, Writers
 from dooers.stores.rows import Row, event_of, run_of, thread_of
 from dooers.stores.sql import Statement
 from dooers.stores.sql_postgres import Beside, PostgresStatements, creates, mergeable
-from dooers.turn import as_stored, numbered
+from dooers.turn import as_stored, has_ended, numbered
 
 __all__ = ["PostgresStore"]
 
@@ -134,6 +134,9 @@ class PostgresStore:
                 stored = await self._found(line, changes) if unsure else None
                 return list(stored or await self._write_all(line, changes, beside, unsure))
             except NotFoundError as error:
+                if len(changes) > 1 and changes[0].during is not None:
+                    # One that begins or ends a run may be written where another of that run may not.
+                    return [(await self._write(line, [change], given, unsure))[0] for change in changes]
                 return [store_error(error) for _ in changes]
             except (Exception, asyncio.CancelledError) as error:
                 if transient(error) and not patience.over:
@@ -178,7 +181,7 @@ class PostgresStore:
             return again
         if change.removes and unsure and not await line.fetch(self._sql.thread(change.thread.id)):
             return change  # it was we who removed it, when the connection was lost
-        raise NotFoundError("there is no such thread")
+        raise nowhere(change)
 
     async def _repeated(self, line: Line, change: Change) -> Change | None:
         if change.repeat_key is None:
@@ -190,11 +193,11 @@ class PostgresStore:
         return None
 
     async def _found(self, line: Line, changes: list[Change]) -> list[Change] | None:
-        """The Changes as stored by a try whose answer was lost. None if they are not stored, or have no event to know them by:
-        then they may be written, as to set a title or to end a run twice is to do it once."""
+        """The Changes as stored by a try whose answer was lost. None if they are not stored, or have no event nor the end of
+        their run to know them by: then they may be written, as to set a title twice is to do it once."""
         ids = [event.id for change in changes for event in change.events]
         if not ids:
-            return None
+            return await self._found_ended(line, changes)
         kept = {row["id"]: event_of(row) for row in await line.fetch(self._sql.events_by_id(ids))}
         rows = await line.fetch(self._sql.thread(changes[0].thread.id)) if len(kept) == len(ids) else []
         if not rows or any(event.thread_id != changes[0].thread.id for event in kept.values()):
@@ -209,6 +212,15 @@ class PostgresStore:
             )
             for change in changes
         ]
+
+    async def _found_ended(self, line: Line, changes: list[Change]) -> list[Change] | None:
+        if changes[0].during is None:
+            return None
+        runs = await line.fetch(self._sql.run(changes[0].during))
+        if not runs or not has_ended(changes, run_of(runs[0])):
+            return None
+        rows = await line.fetch(self._sql.thread(changes[0].thread.id))
+        return as_stored(thread_of(rows[0]), changes) if rows else None
 
     async def remove_event(self, event_id: str) -> None:
         await self._fetch(self._sql.remove_event(event_id))

@@ -28,7 +28,7 @@ _Waiting: TypeAlias = tuple[Change, "asyncio.Future[Change]", float]
 
 class Writers:
     """`write` gets a connection, a group of Changes and the time the last of them was given; it answers for each and never raises,
-    not even when it is cancelled. `together` says whether two Changes may be in one group."""
+    not even when it is cancelled. `together` says whether a Change may follow another in one group."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Writers:
 
     def _group(self, lane: deque[_Waiting]) -> list[_Waiting]:
         group = [lane.popleft()]
-        while lane and len(group) < GROUP and self._together(group[0][0], lane[0][0]):
+        while lane and len(group) < GROUP and self._together(group[-1][0], lane[0][0]):
             group.append(lane.popleft())
         return group
 

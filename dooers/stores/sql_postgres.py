@@ -1,7 +1,7 @@
 """How PostgreSQL writes Changes: all that waits for one thread in a single statement, so in one round trip and one transaction.
 
 The statement's first part finds or makes the thread's row, in scope, and holds it; everything else hangs on that row, so
-without it nothing is written. `merged` says which Changes may share a statement. Text and parameters only, as in `sql.py`.
+without it nothing is written. `mergeable` says which Changes may share a statement. Text and parameters only, as in `sql.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dooers.codec import dumps, plain_parts, plain_user
 from dooers.models import Change, Run, ThreadEvent
 from dooers.stores.rows import EVENT_COLUMNS, RUN_COLUMNS, THREAD_COLUMNS, maybe_json, run_row, thread_row
 from dooers.stores.sql import Statement, Statements, in_scope, scope_values
+from dooers.turn import begins, ends
 
 __all__ = ["Beside", "PostgresStatements", "creates", "mergeable"]
 
@@ -50,9 +51,13 @@ def creates(change: Change) -> bool:
     return change.opens and (change.guard is None or visible(change.thread, change.guard))
 
 
-def mergeable(first: Change, other: Change) -> bool:
-    """Whether two Changes of one thread find their row, or do not, in the same way, so that a statement may write both."""
-    return not (_alone(first) or _alone(other)) and (first.guard, _made_at(first)) == (other.guard, _made_at(other))
+def mergeable(change: Change, then: Change) -> bool:
+    """Whether two Changes of one thread find their row, or do not, in the same way, so that a statement may write one after the other."""
+    return not (_alone(change) or _alone(then) or ends(change)) and _found_by(change) == _found_by(then)
+
+
+def _found_by(change: Change) -> tuple[Any, ...]:
+    return change.guard, _made_at(change), change.during
 
 
 def _alone(change: Change) -> bool:
@@ -132,7 +137,10 @@ class PostgresStatements(Statements):
             values = {**thread_row(first.thread, self.at), **values, "last_seq": len(events), "count": len(events)}
         else:
             values["made_at"] = _made_at(first)
-        key = (how, first.repeat_key is not None, expression, tuple(sorted(sets)), bool(events), bool(runs))
+        during = how == "append" and first.during is not None
+        if during:
+            values |= {"during": first.during, "unknown": "running" if begins(first) else ""}
+        key = (how, first.repeat_key is not None, expression, tuple(sorted(sets)), bool(events), bool(runs), during)
         return self._text(key), values
 
     def _text(self, key: tuple[Any, ...]) -> str:
@@ -149,6 +157,7 @@ class PostgresStatements(Statements):
         sets: tuple[str, ...] = (),
         events: bool = False,
         runs: bool = False,
+        during: bool = False,
     ) -> str:
         once = f" AND NOT EXISTS (SELECT 1 FROM {self.events} WHERE repeat_key = :repeat_key)" if keyed else ""
         if how == "remove":
@@ -156,7 +165,7 @@ class PostgresStatements(Statements):
         elif how == "open":
             parts = [self._open(sets, once)]
         else:
-            parts = self._append(sets, events, once)
+            parts = self._append(sets, events, once, during)
         if runs:
             parts.append(self._put_runs())
         if events:
@@ -177,13 +186,21 @@ class PostgresStatements(Statements):
             f"ON CONFLICT (id) DO UPDATE SET {update} WHERE {in_scope('t.')} RETURNING t.*, t.xmax = 0 AS created)"
         )
 
-    def _append(self, sets: tuple[str, ...], events: bool, once: str) -> list[str]:
+    def _append(self, sets: tuple[str, ...], events: bool, once: str, during: bool) -> list[str]:
         # The row is locked as it is now, not as it was when the statement began: nobody else gives out these numbers.
         exact = "(CAST(:made_at AS TIMESTAMPTZ) IS NULL OR created_at = :made_at)"
         parts = [
-            f"thread AS (SELECT {THREAD_COLUMNS} FROM {self.threads} "
+            f"{'held' if during else 'thread'} AS (SELECT {THREAD_COLUMNS} FROM {self.threads} "
             f"WHERE id = :id AND {exact} AND {in_scope('')}{once} FOR NO KEY UPDATE)"
         ]
+        if during:
+            # So is the run, and after the thread: whoever closes a run says so in its thread, and what is before that may stand.
+            # A weaker lock would show it as it was. Only this statement's own run is locked, so nobody waits in a circle.
+            parts += [
+                f"run AS (SELECT r.status FROM held, {self.runs} AS r WHERE r.id = :during FOR SHARE OF r)",
+                f"thread AS (SELECT {THREAD_COLUMNS} FROM held "
+                f"WHERE coalesce((SELECT status FROM run), :unknown) = 'running')",
+            ]
         update = [f"{name} = :{name}" for name in sets] + (["last_seq = t.last_seq + :count"] if events else [])
         if update:
             parts.append(

@@ -37,11 +37,12 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
-from dooers.stores import COUNTED, IN_MEMORY, Schema, at_once, snapshot_of, store_error
+from dooers.stores import COUNTED, IN_MEMORY, Schema, at_once, nowhere, snapshot_of, store_error
 from dooers.stores.rows import event_of, moment, run_of, thread_of
 from dooers.stores.sql import SqliteStatements, Statement
 from dooers.stores.sqlite_connection import connect, hop, hop_to_end
 from dooers.stores.sqlite_schema import look_into, prepare, prepare_file
+from dooers.turn import at_work
 
 __all__ = ["SqliteStore"]
 
@@ -204,6 +205,10 @@ class SqliteStore:
         if change.removes:
             gone = _found(_one(connection, sql.remove_thread(change.thread.id, change.guard)))
             return evolve(change, thread=thread_of(gone))
+        if change.during is not None:
+            row = _one(connection, sql.run(change.during))
+            if not at_work(change, None if row is None else run_of(row)):
+                raise nowhere(change)
         thread, created = self._touch(connection, change)
         if change.events or created:
             thread = thread_of(_found(_one(connection, sql.append(change))))

@@ -53,9 +53,12 @@ def turn_of(thread: Thread) -> list[Change]:
     run = a_run(thread)
     return [
         opening(thread, an_event(thread, "A question?"), repeat_key=thread.id, exact=False),
-        Change(thread=thread, runs=(run,)),
-        *(Change(thread=thread, events=(an_event(thread, text, actor="assistant", turn_seq=1),)) for text in TEXTS),
-        Change(thread=thread, runs=(evolve(run, status="succeeded", ended_at=T0),)),
+        Change(thread=thread, during=run.id, runs=(run,)),
+        *(
+            Change(thread=thread, during=run.id, events=(an_event(thread, text, actor="assistant", turn_seq=1),))
+            for text in TEXTS
+        ),
+        Change(thread=thread, during=run.id, runs=(evolve(run, status="succeeded", ended_at=T0),)),
     ]
 
 

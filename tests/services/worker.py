@@ -12,7 +12,7 @@ from dooers import WorkerConfig, WorkerServer
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 
 SCHEMA = SettingsSchema(fields=[SettingsField(id="model", type=SettingsFieldType.TEXT, label="Model", value="small")])
-PACE, TICK = 0.01, 0.25
+PACE = 0.01
 
 worker = WorkerServer(WorkerConfig(settings_schema=SCHEMA, **json.loads(os.environ["DOOERS_TEST_WORKER"])))
 
@@ -40,7 +40,7 @@ async def answer(incoming: Any, send: Any, analytics: Any) -> AsyncIterator[Any]
     elif word == "tick":
         for n in range(int(number)):
             yield send.text(f"tick {n}")
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(PACE)
     yield send.text(f"re: {said}")
     if word == "wait":
         await asyncio.Event().wait()

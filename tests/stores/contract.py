@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from typing import Any
@@ -920,6 +921,11 @@ class StoreContract:
         await store.apply(Change(thread=thread, runs=(run,)))
         return run
 
+    async def _thread_of(self, store: Store, run: Run) -> Thread:
+        thread = await store.thread(run.thread_id)
+        assert thread is not None
+        return thread
+
     async def test_a_run_comes_back_with_the_process_that_is_at_it(self, store: Store) -> None:
         run = await self._running(store, "process-1")
         assert await store.run(run.id) == run
@@ -976,6 +982,143 @@ class StoreContract:
         await store.beat("slow", later(61))
         await store.apply(Change(thread=thread, runs=(evolve(run, status="succeeded", ended_at=later(62)),)))
         assert await store.run(run.id) == buried
+
+    async def test_a_change_of_a_running_run_is_written(self, store: Store) -> None:
+        run = await self._running(store, "p")
+        thread = await self._thread_of(store, run)
+        event, end = an_event(thread, "one", run_id=run.id), evolve(run, status="succeeded", ended_at=later(1))
+        for change in (
+            Change(thread=thread, during=run.id, events=(event,)),
+            Change(thread=thread, during=run.id, patch={"title": "T"}),
+            Change(thread=thread, during=run.id, runs=(end,), events=(an_event(thread, "two"),)),
+        ):
+            stored = await store.apply(change)
+            assert (stored.during, stored.runs) == (run.id, change.runs)
+        assert await store.run(run.id) == end
+        assert texts(await store.events(EventQuery(thread_id=thread.id))) == ["one", "two"]
+        assert (await self._thread_of(store, run)).title == "T"
+
+    @pytest.mark.parametrize("buried", [True, False], ids=["buried", "ended"])
+    async def test_a_change_of_a_run_that_is_over_is_not_found_and_writes_nothing(
+        self, store: Store, buried: bool
+    ) -> None:
+        run = await self._running(store, "slow")
+        thread = await self._thread_of(store, run)
+        if buried:
+            await store.bury(later(1), later(60), "lost")
+        else:
+            await store.apply(Change(thread=thread, runs=(evolve(run, status="succeeded", ended_at=later(1)),)))
+        over, next_run = await store.run(run.id), a_run(thread, at=later(2))
+        end = evolve(run, status="failed", ended_at=later(62), error="why")
+        for change in (
+            Change(thread=thread, during=run.id, events=(an_event(thread, run_id=run.id),)),
+            Change(thread=thread, during=run.id, patch={"title": "T", "updated_at": later(61)}),
+            Change(thread=thread, during=run.id, runs=(end,)),
+            Change(thread=thread, during=run.id, runs=(end,), events=(an_event(thread, "notice", run_id=run.id),)),
+            Change(thread=thread, during=run.id, runs=(end, next_run)),
+        ):
+            await refused(store.apply(change))
+        assert await store.run(run.id) == over
+        assert await store.run(next_run.id) is None
+        assert await store.thread(thread.id) == thread
+        assert await store.events(EventQuery(thread_id=thread.id)) == []
+        # What belongs to none is unaffected, and so is what tells of the end.
+        for change in (
+            Change(thread=thread, events=(an_event(thread, "after"),)),
+            Change(thread=thread, runs=(end,), events=(an_event(thread, "notice", run_id=run.id),)),
+        ):
+            await store.apply(change)
+        assert seqs(await store.events(EventQuery(thread_id=thread.id))) == [1, 2]
+        assert await store.run(run.id) == over
+
+    async def test_a_change_may_begin_or_end_its_own_run_and_nothing_else_of_an_unknown_one(self, store: Store) -> None:
+        thread = await opened(store)
+        begun, ended = a_run(thread), a_run(thread, at=later(1), status="failed", ended_at=later(1), error="e")
+        await refused(store.apply(Change(thread=thread, during=begun.id, events=(an_event(thread, "early"),))))
+        await refused(store.apply(Change(thread=thread, during=ended.id, runs=(begun,))))
+        both = Change(thread=thread, during=begun.id, runs=(begun,), events=(an_event(thread, "first"),))
+        await store.apply(both)
+        await store.apply(Change(thread=thread, during=ended.id, runs=(ended,), events=(an_event(thread, "last"),)))
+        assert await store.runs(RunQuery()) == [ended, begun]
+        assert texts(await store.events(EventQuery(thread_id=thread.id))) == ["first", "last"]
+
+    async def test_a_turns_changes_given_at_once_are_written_up_to_the_end_of_their_run(self, store: Store) -> None:
+        thread = await opened(store)
+        first, second = a_run(thread), a_run(thread, at=later(1))
+        ended = [evolve(run, status="succeeded", ended_at=later(2)) for run in (first, second)]
+
+        def said(text: str, during: str | None, *runs: Run) -> Change:
+            return Change(thread=thread, during=during, runs=runs, events=(an_event(thread, text),) if text else ())
+
+        changes = [
+            said("", None),
+            said("before", None),
+            said("", first.id, first),
+            said("in the first", first.id),
+            said("", first.id, ended[0], second),
+            said("in the second", second.id),
+            said("", second.id, ended[1]),
+            said("late", second.id),
+            said("later", second.id),
+            said("after", None),
+        ]
+        results = await asyncio.gather(*map(store.apply, changes), return_exceptions=True)
+        late = [
+            change.events[0].text
+            for change, got in zip(changes, results, strict=True)
+            if isinstance(got, NotFoundError)
+        ]
+        assert late == ["late", "later"]
+        events = await store.events(EventQuery(thread_id=thread.id))
+        assert texts(events) == ["before", "in the first", "in the second", "after"]
+        assert seqs(events) == [1, 2, 3, 4]
+        assert await store.runs(RunQuery()) == ended[::-1]
+
+    async def test_a_change_of_a_run_that_is_over_spoils_nothing_that_is_given_with_it(self, store: Store) -> None:
+        dead = await self._running(store, "dead")
+        thread = await self._thread_of(store, dead)
+        await store.bury(later(1), later(60), "lost")
+        alive = a_run(thread, at=later(61))
+        await store.apply(Change(thread=thread, runs=(alive,)))
+        changes = [
+            Change(thread=thread, during=during, events=(an_event(thread, f"{n}"),))
+            for n, during in enumerate([dead.id, alive.id, None, dead.id, dead.id, alive.id, alive.id, None, None] * 4)
+        ]
+        results = await asyncio.gather(*map(store.apply, changes), return_exceptions=True)
+        for change, result in zip(changes, results, strict=True):
+            assert isinstance(result, NotFoundError) == (change.during == dead.id), result
+        events = await store.events(EventQuery(thread_id=thread.id))
+        assert texts(events) == [change.events[0].text for change in changes if change.during != dead.id]
+        assert seqs(events) == list(range(1, len(events) + 1))
+
+    async def test_a_repeat_is_known_also_when_its_run_is_over(self, store: Store) -> None:
+        run = await self._running(store, "p")
+        thread = await self._thread_of(store, run)
+        change = Change(thread=thread, during=run.id, events=(an_event(thread, "once"),), repeat_key="k")
+        first = await store.apply(change)
+        await store.bury(later(1), later(60), "lost")
+        again = await store.apply(evolve(change, events=(an_event(thread, "twice"),)))
+        assert again.repeated
+        assert again.events == first.events
+        await refused(store.apply(evolve(change, events=(an_event(thread, "new"),), repeat_key="other")))
+
+    async def test_once_a_burial_is_told_in_its_thread_nothing_of_the_run_follows(self, store: Store) -> None:
+        for _ in range(10):
+            run = await self._running(store, "slow")
+            thread = await self._thread_of(store, run)
+
+            async def bury(thread: Thread = thread) -> None:
+                for buried in await store.bury(later(1), later(60), "lost"):
+                    await store.apply(Change(thread=thread, runs=(buried,), events=(an_event(thread, "notice"),)))
+
+            burying = asyncio.create_task(bury())
+            while not burying.done():
+                with suppress(NotFoundError):
+                    await store.apply(Change(thread=thread, during=run.id, events=(an_event(thread, "tick"),)))
+                await asyncio.sleep(0)
+            await burying
+            await refused(store.apply(Change(thread=thread, during=run.id, events=(an_event(thread),))))
+            assert texts(await store.events(EventQuery(thread_id=thread.id)))[-1] == "notice"
 
     async def test_a_buried_run_is_no_active_one_of_a_snapshot(self, store: Store) -> None:
         run = await self._running(store, "dead")

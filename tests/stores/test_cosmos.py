@@ -484,9 +484,12 @@ async def test_a_turn_costs_one_request_for_each_of_its_changes(far: CosmosStore
     assert [bool(asked.batch) for asked in line.asked] == [False, True, True]  # is it there? the key, the message
     line.asked.clear()
     run = a_run(thread)
-    await far.apply(Change(thread=thread, runs=(run,)))
-    await far.apply(Change(thread=thread, events=(an_event(thread, actor="assistant", turn_seq=1),)))
-    await far.apply(Change(thread=thread, runs=(evolve(run, status="succeeded", ended_at=later(1)),)))
+    for change in (
+        Change(thread=thread, runs=(run,)),
+        Change(thread=thread, events=(an_event(thread, actor="assistant", turn_seq=1),)),
+        Change(thread=thread, runs=(evolve(run, status="succeeded", ended_at=later(1)),)),
+    ):
+        await far.apply(evolve(change, during=run.id))
     # A run that nobody has seen yet is looked for, its end is not.
     assert [bool(asked.batch) for asked in line.asked] == [False, True, True, True]
 
@@ -536,6 +539,46 @@ async def test_a_lost_answer_to_a_shared_transaction_is_known_to_be_done(far: Co
     stored = await asyncio.gather(*(far.apply(change) for change in changes))
     assert [seqs(change.events) for change in stored] == [[], [2], [3], [4], [5], [6]]
     assert texts(await far.events(EventQuery(thread_id=thread.id))) == ["one", *(f"m{n}" for n in range(5))]
+
+
+@pytest.mark.parametrize("meanwhile", ["buried", "appended"])
+async def test_a_writer_that_remembers_a_run_as_open_finds_out_that_another_closed_it(
+    far: CosmosStore, store: CosmosStore, meanwhile: str
+) -> None:
+    thread = await opened(far, "one")
+    run = a_run(thread)
+    change = Change(thread=thread, during=run.id, runs=(run,))
+    await far.apply(change)
+    await store.apply(Change(thread=thread, events=(an_event(thread, "two"),)))
+    if meanwhile == "buried":
+        await store.bury(later(1), later(60), "lost")
+    late = [far.apply(Change(thread=thread, during=run.id, events=(an_event(thread, text),))) for text in ("a", "b")]
+    results = await asyncio.gather(*late, return_exceptions=True)
+    assert [isinstance(result, NotFoundError) for result in results] == [meanwhile == "buried"] * 2
+    kept = texts(await far.events(EventQuery(thread_id=thread.id)))
+    assert kept == (["one", "two"] if meanwhile == "buried" else ["one", "two", "a", "b"])
+
+
+@pytest.mark.parametrize("overwritten", [True, False], ids=["overwritten", "alone"])
+async def test_a_lost_answer_to_the_end_of_a_run_is_known_to_be_done(
+    far: CosmosStore, store: CosmosStore, line: Between, overwritten: bool
+) -> None:
+    thread = await opened(far, "one")
+    run = a_run(thread)
+    await far.apply(Change(thread=thread, during=run.id, runs=(run,)))
+
+    async def lose_and_overwrite(asked: Asked) -> web.Response | None:
+        lost = await lose(asked)
+        if overwritten:
+            await store.apply(Change(thread=thread, patch={"title": "T"}))
+        return lost
+
+    line.rule = once(lose_and_overwrite, lambda asked: bool(asked.batch))
+    ended = evolve(run, status="succeeded", ended_at=later(1))
+    stored = await far.apply(Change(thread=thread, during=run.id, runs=(ended,)))
+    assert stored.runs == (ended,)
+    assert stored.thread.title == ("T" if overwritten else None)
+    assert await far.run(run.id) == ended
 
 
 # ---------------------------------------------------------------- signs of life

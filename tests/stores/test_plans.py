@@ -114,6 +114,7 @@ WRITES = [
 ]
 
 KNOWN = a_thread(numbered("thread", 8), at=START)
+RUN = a_run(KNOWN, id=numbered("run", 7))
 SQLITE_WRITES = [
     Case("appending", lambda sql: sql.append(change(guard=SCOPE)), "threads_pkey"),
     Case("setting a title", lambda sql: sql.patch(KNOWN, change(patch={"title": "T"}, guard=SCOPE)), "threads_pkey"),
@@ -123,6 +124,8 @@ POSTGRES_WRITES = [
     Case("opening a thread", lambda sql: sql.write([message(a_thread())]), "events_repeat"),
     Case("a message to a thread", lambda sql: sql.write([message(KNOWN)]), "events_repeat"),
     Case("a run and its events", lambda sql: sql.write([change(), change(patch={"title": "T"})]), "threads_pkey"),
+    Case("a part of a run", lambda sql: sql.write([part()]), "threads_pkey|runs_pkey"),
+    Case("the end of a run", lambda sql: sql.write([part(runs=(RUN,))]), "threads_pkey|runs_pkey"),
     Case(
         "removing a thread once",
         lambda sql: sql.write([Change(thread=KNOWN, removes=True, repeat_key="k")]),
@@ -135,6 +138,10 @@ POSTGRES_WRITES = [
 
 def change(**more: Any) -> Change:
     return Change(thread=KNOWN, events=(an_event(KNOWN),), runs=(a_run(KNOWN),), exact=False, **more)
+
+
+def part(**more: Any) -> Change:
+    return Change(thread=KNOWN, during=RUN.id, events=(an_event(KNOWN),), **more)
 
 
 def message(thread: Thread) -> Change:

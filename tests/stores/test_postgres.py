@@ -123,6 +123,8 @@ async def test_a_change_is_one_statement(postgres_config: WorkerConfig) -> None:
             opening(new := a_thread(), an_event(new), repeat_key="k", guard=SCOPE),
             Change(thread=thread, events=(an_event(thread), an_event(thread)), guard=SCOPE),
             Change(thread=thread, patch={"title": "t", "metadata": {"a": 1}}, runs=(run,), events=(an_event(thread),)),
+            Change(thread=thread, during=run.id, events=(an_event(thread),), patch={"title": "u"}),
+            Change(thread=thread, during=run.id, runs=(evolve(run, status="succeeded", ended_at=T0),)),
             Change(thread=thread, removes=True),
         ):
             async with statements(store) as sent:
@@ -140,6 +142,7 @@ async def test_a_turn_of_four_yields_is_two_statements_after_its_message(store: 
         Change(thread=thread, events=(an_event(thread, "more", at=later(3)),), patch={"title": "U"}),
         Change(thread=thread, runs=(evolve(run, status="succeeded", ended_at=later(4)),)),
     ]
+    changes = [evolve(change, during=run.id) for change in changes]
     async with statements(store) as sent:
         futures = []
         for change in changes:
@@ -159,6 +162,35 @@ async def test_a_turn_of_four_yields_is_two_statements_after_its_message(store: 
     assert stored[-1].thread == await store.thread(thread.id)
     assert await store.run(run.id) == evolve(run, status="succeeded", ended_at=later(4))
     assert texts(await store.events(EventQuery(thread_id=thread.id))) == ["question", "answer", "more"]
+
+
+async def test_a_run_that_is_closed_while_a_change_of_it_waits_for_the_thread_is_over(
+    postgres: Address, postgres_config: WorkerConfig
+) -> None:
+    name = postgres_config.database_name
+    async with (
+        opened_store(postgres_config) as store,
+        opened_store(postgres_config) as others,
+        postgres.session() as admin,
+    ):
+        thread = await opened(store, "one")
+        run = a_run(thread)
+        await store.apply(Change(thread=thread, runs=(run,)))
+        async with postgres.session(name) as other:
+            async with other.transaction():
+                await other.execute("UPDATE worker_threads SET last_seq = last_seq WHERE id = $1", thread.id)
+                end = evolve(run, status="succeeded", ended_at=later(61))
+                late = [
+                    store.apply(Change(thread=thread, during=run.id, events=(an_event(thread, "late"),))),
+                    store.apply(Change(thread=thread, during=run.id, runs=(end,), events=(an_event(thread, "later"),))),
+                ]
+                await waiting_for_a_lock(admin, name, 1)  # its statement has begun: it sees the run as it is now
+                (buried,) = await others.bury(later(1), later(60), "lost")
+        for future in late:
+            with pytest.raises(NotFoundError):
+                await future
+        assert await store.run(run.id) == buried
+        assert texts(await store.events(EventQuery(thread_id=thread.id))) == ["one"]
 
 
 async def test_merged_changes_do_not_lend_each_other_their_guard(store: PostgresStore) -> None:
@@ -673,7 +705,8 @@ async def test_a_change_whose_answer_is_lost_is_written_once(postgres: Address, 
                 Change(thread=thread, events=(an_event(thread, "two"), an_event(thread, "three"))),
                 Change(thread=thread, patch={"title": "T"}),
                 Change(thread=thread, events=(an_event(thread, "four"),), repeat_key="l"),
-                Change(thread=thread, runs=(evolve(run, status="failed", ended_at=T0),)),
+                Change(thread=thread, during=run.id, events=(an_event(thread, "five"),)),
+                Change(thread=thread, during=run.id, runs=(evolve(run, status="failed", ended_at=T0),)),
             ]
             for change in changes:
                 stored = await lost(change)
@@ -681,8 +714,8 @@ async def test_a_change_whose_answer_is_lost_is_written_once(postgres: Address, 
                 assert stored.thread == await store.thread(thread.id)
             assert stored.thread.title == "T"
             kept = await store.events(EventQuery(thread_id=thread.id))
-            assert texts(kept) == ["one", "two", "three", "four"]
-            assert seqs(kept) == [1, 2, 3, 4]
+            assert texts(kept) == ["one", "two", "three", "four", "five"]
+            assert seqs(kept) == [1, 2, 3, 4, 5]
             assert await store.run(run.id) == evolve(run, status="failed", ended_at=T0)
             await lost(Change(thread=thread, removes=True))
             assert await store.thread(thread.id) is None
