@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -50,7 +50,7 @@ class AdvisoryKeys:
         name: str,
         patience: float,
         *,
-        run: Callable[..., Awaitable[Any]],
+        run: Callable[..., Coroutine[Any, Any, Any]],
         reach: Callable[..., Coroutine[Any, Any, Any]],
         say: Callable[[str], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
@@ -100,9 +100,9 @@ class AdvisoryKeys:
             if await self._run(_EVICT, self._name(key)):
                 log.warning("thread %s was held by a process that gave no sign of life", key)
 
-    async def _try(self, key: str) -> bool:
+    async def _try(self, key: str, *, at_once: bool = False) -> bool:
         query = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
-        taking = asyncio.ensure_future(self._reach(query, self._name(key)))
+        taking = asyncio.ensure_future((self._run if at_once else self._reach)(query, self._name(key)))
         try:
             return bool(await asyncio.shield(taking))
         except asyncio.CancelledError:
@@ -150,8 +150,9 @@ class AdvisoryKeys:
         """The server let go of our keys as the connection ended. Take them again, before somebody else does."""
         self._wanted |= self._held  # who asked for them meanwhile was not heard
         for key in list(self._held):
+            # Whoever reconnects waits here: lost again, there is nothing to wait for, and the next connection takes them back.
             with suppress(Exception):
-                if not await self._try(key):
+                if not await self._try(key, at_once=True):
                     if key in self._held:
                         log.warning("thread %s is being answered by two processes: the broker was away", key)
                 elif key not in self._held:  # let go of while it was asked for

@@ -227,6 +227,33 @@ async def test_whoever_waited_for_a_key_when_the_connection_was_away_is_told_tha
         await asyncio.wait_for(waiting, WITHIN)
 
 
+async def test_a_connection_that_is_lost_again_while_keys_are_taken_back_comes_back_with_all_of_them(
+    postgres_config: WorkerConfig,
+) -> None:
+    async with opened(postgres_config, postgres_config) as (one, two):
+        broker = one.broker
+        assert isinstance(broker, PostgresBroker)
+        for key in "abc":
+            await broker.lock(key)
+        async with asyncio.timeout(QUIET):
+            async with broker._talk:  # so that it is lost just as the first key is asked for
+                broker._connection.terminate()
+                await broker._lost.wait()
+                await broker._here.wait()
+                while not broker._talk._waiters:
+                    await asyncio.sleep(0)
+                broker._connection.terminate()
+            await one.until(lambda: one.missed >= 2)
+        two.broker.tell("hello")
+        await one.hears("hello")
+        waiting = [asyncio.create_task(two.broker.lock(key)) for key in "abc"]
+        done, _ = await asyncio.wait(waiting, timeout=0.2)
+        assert not done
+        for key in "abc":
+            broker.unlock(key)
+        await asyncio.wait_for(asyncio.gather(*waiting), WITHIN)
+
+
 async def test_a_key_is_taken_from_who_gives_no_sign_of_life_and_from_nobody_else(
     postgres: Address, postgres_config: WorkerConfig
 ) -> None:
