@@ -74,7 +74,7 @@ class PostgresBroker:
         self._words_channel = f"{self._channel}_keys"
         self._connection: Any = None
         self._talk = asyncio.Lock()
-        self._waiting: deque[str] = deque(maxlen=WAITING)
+        self._waiting: deque[str] = deque()
         self._something = asyncio.Event()
         self._said = asyncio.Event()
         self._here = asyncio.Event()
@@ -261,7 +261,13 @@ class PostgresBroker:
 
     def tell(self, text: str) -> None:
         self._waiting.append(text)
+        self._make_room()
         self._something.set()
+
+    def _make_room(self) -> None:
+        while len(self._waiting) > WAITING:
+            self._waiting.popleft()
+            self._company.owe()  # others read for themselves, once the rest is said
 
     async def _speak(self) -> None:
         while True:
@@ -269,6 +275,8 @@ class PostgresBroker:
             self._something.clear()
             while self._waiting and self._here.is_set():
                 await self._say([self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))])
+            if self._here.is_set():
+                self._company.own_up()
             self._said.set()
 
     async def _say(self, texts: list[str]) -> None:
@@ -278,10 +286,12 @@ class PostgresBroker:
             await self._run(query, self._channel, texts)
         except (asyncpg.DataError, asyncpg.InvalidParameterValueError) as error:
             log.error("the broker could not say something: %r", error)
+            self._company.owe()
         except (StoreError, *GONE) as error:
             # If it was heard after all, it will be heard twice: pieces know their place, the rest says how things are.
             log.info("what the broker had to say waits: %r", error)
-            self._waiting.extendleft(reversed(texts[-(WAITING - len(self._waiting)) :]))
+            self._waiting.extendleft(reversed(texts))
+            self._make_room()
             if self._here.is_set():
                 await asyncio.sleep(LOOK)
 

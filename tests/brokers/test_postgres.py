@@ -254,6 +254,26 @@ async def test_a_connection_that_is_lost_again_while_keys_are_taken_back_comes_b
         await asyncio.wait_for(asyncio.gather(*waiting), WITHIN)
 
 
+@pytest.mark.parametrize("where", ["before", "while it is said"])
+async def test_who_has_more_to_say_than_fits_says_the_newest_and_that_something_is_missing(
+    postgres_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr("dooers.brokers.postgres.WAITING", 3)
+    async with opened(postgres_config, postgres_config) as (one, two):
+        broker = one.broker
+        assert isinstance(broker, PostgresBroker)
+        async with broker._talk:
+            if where == "while it is said":  # and is put back, before what has come since
+                broker.tell("on its way")
+                while broker._waiting:
+                    await asyncio.sleep(0)
+            broker._connection.terminate()
+            for n in range(5):
+                broker.tell(f"{n}")
+        await two.until(lambda: two.missed > 0)
+        assert two.heard == ["2", "3", "4"]
+
+
 async def test_a_key_is_taken_from_who_gives_no_sign_of_life_and_from_nobody_else(
     postgres: Address, postgres_config: WorkerConfig
 ) -> None:
