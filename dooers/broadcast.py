@@ -306,6 +306,10 @@ class Broadcast:
         """Subscribe to "settings" or "analytics" of a worker."""
         self._topics.setdefault((topic, worker_id), set()).add(member)
 
+    def is_followed(self, topic: str, worker_id: str) -> bool:
+        """Whether somebody here follows a topic."""
+        return (topic, worker_id) in self._topics
+
     def unfollow(self, member: Member, topic: str, worker_id: str) -> None:
         """Undo `follow`."""
         _discard(self._topics, (topic, worker_id), member)

@@ -47,6 +47,8 @@ class _Reading:
     """A thread that is being read: what was told of it meanwhile, and whether it is to be read (once more)."""
 
     waiting: list[Change] = Factory(list)
+    # What was told without the metadata of its thread: a hook may go by them, so nobody hears of it before they are read.
+    bare: list[Change] = Factory(list)
     again: bool = True
     # Not only a gap in its events: whatever was told of it may have been missed.
     whole: bool = False
@@ -176,11 +178,16 @@ class Relay:
     def _heard_look(self, news: News) -> None:
         if news.thread_id is None:
             raise ValueError("news of something to look at without its thread")
-        if news.thread is not None:
-            assert self._listener is not None
-            self._listener.heard_change(news.change)
-        if news.thread is None or self._broadcast.is_watched(news.thread_id):
-            self._catch_up(news.thread_id, whole=news.thread is None)
+        if news.thread is None:
+            self._catch_up(news.thread_id, whole=True)
+            return
+        assert self._listener is not None
+        self._listener.heard_change(evolve(news.change, events=()))
+        followed = self._broadcast.is_followed("analytics", news.thread.worker_id)
+        if followed or self._broadcast.is_watched(news.thread_id):
+            reading = self._catch_up(news.thread_id)
+            if followed:
+                reading.bare.append(evolve(news.change, runs=()))
 
     def _heard_delta(self, news: News) -> None:
         event_id, thread, event = news.event_id, news.thread, news.event
@@ -295,19 +302,22 @@ class Relay:
             if attempt:
                 await asyncio.sleep(0.05 * 2**attempt)
             try:
-                await self._show_missed(thread_id, whole=reading.whole)
+                await self._show_missed(thread_id, reading)
                 return True
             except Exception as error:
                 log.warning("catching up with thread %s failed (%r)", thread_id, error)
         return False
 
-    async def _show_missed(self, thread_id: str, *, whole: bool) -> None:
+    async def _show_missed(self, thread_id: str, reading: _Reading) -> None:
         thread = await self._store.thread(thread_id)
         last = self._broadcast.last_known(thread_id)
         if thread is None:
             if last is not None:
                 self._show_read(Change(thread=last, removes=True))
             return
+        assert self._listener is not None
+        while reading.bare:
+            self._listener.heard_change(evolve(reading.bare.pop(0), thread=thread))
         after = self._broadcast.reached(thread_id)
         while after is not None and after < thread.last_seq:
             query = EventQuery(thread_id=thread_id, after_seq=after, limit=GAP, oldest_first=True)
@@ -325,7 +335,7 @@ class Relay:
             if run is not None:
                 runs.append(run)  # an older one
         renamed = last is None or (last.title, last.metadata) != (thread.title, thread.metadata)
-        patch = {"told": True} if whole or renamed else {}
+        patch = {"told": True} if reading.whole or renamed else {}
         self._show_read(Change(thread=thread, patch=patch, runs=tuple(reversed(runs))))
 
     def _show_read(self, change: Change) -> None:

@@ -20,7 +20,7 @@ from dependency_injector import providers
 from dooers import AnalyticsEvent, WorkerConfig, WorkerServer
 from dooers.brokers.memory import Hub, MemoryBroker
 from dooers.exceptions import StoreError
-from dooers.models import Change
+from dooers.models import Change, Identity
 from dooers.relay import RUNS
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 from dooers.testing import Closed, WorkerClient
@@ -363,6 +363,41 @@ async def test_private_threads_stay_private_across_processes(worker_config: Work
             await ann.ask("thread.delete", {"thread_id": thread_id})
             await until(herself, lambda frame: frame["type"] == "thread.deleted")
             assert set(types(await quiet(bob))) <= {"ack"}
+
+
+async def test_a_hook_that_asks_for_metadata_is_asked_with_them_also_of_what_is_too_large_to_tell(
+    worker_config: WorkerConfig,
+) -> None:
+    def cleared(identity: Identity, operation: str, thread: Any) -> bool:
+        secret = thread is not None and (thread.metadata or {}).get("secret", False)
+        return not secret or identity.user_id == "user-1"
+
+    async def answer(incoming: Any, send: Any) -> AsyncIterator[Any]:
+        yield send.run_start()
+        yield send.text(incoming.message)
+
+    async with pair(worker_config, answer) as workers:
+        for worker in (workers.one, workers.two):
+            worker.authorize(cleared)
+            workers.broker(worker).limit = 4_000
+        async with (
+            client(workers.one) as ann,
+            client(workers.two) as herself,
+            client(workers.two, user_id="user-2") as bob,
+        ):
+            thread_id = await post(ann, "go")
+            repository = await workers.one.repository()
+            await settle(workers.one, workers.two)
+            for size in (10, 10_000):  # by themselves they can be told, or cannot
+                await repository.update_thread(thread_id, metadata={"secret": True, "note": "x" * size})
+                await settle(workers.one, workers.two)
+                for reading in (herself, bob):
+                    await reading.ask("analytics.subscribe", {"worker_id": "worker"})
+                    await quiet(reading)
+                await post(ann, "x" * 5_000, thread_id)
+                await settle(workers.one, workers.two)
+                assert set(types(await quiet(bob))) <= {"ack"}
+                assert types(await quiet(herself)).count("analytics.event") == 2
 
 
 # ---------------------------------------------------------------- stopping, and the order of turns
