@@ -16,7 +16,7 @@ from attrs import Factory, define, evolve
 from dooers.broadcast import Broadcast, Member
 from dooers.brokers import Broker
 from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadEvent
-from dooers.news import News, looks, read, write
+from dooers.news import News, about, looks, read, write
 from dooers.steps import Growing
 from dooers.stores import GAP, Store
 
@@ -72,6 +72,7 @@ class Relay:
         ] = {}  # runs that have ended, and messages that are whole: a set in the order of arrival
         # Runs that were shown to be at work, and their threads: whoever was shown that is to be shown their end.
         self._begun: dict[str, str] = {}
+        self._misheard = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(CATCHING)
 
@@ -165,8 +166,15 @@ class Relay:
             for news in read(text):
                 if news.sender != self._process_id:
                     _HEARD[news.kind](self, news)
-        except Exception:
-            log.exception("what another process said was not understood")
+        except Exception as error:
+            self._misheard += 1
+            if self._misheard.bit_count() == 1:  # the first, the second, the fourth: whoever says it says it often
+                log.error(
+                    "what another process said was not understood (%d times so far)", self._misheard, exc_info=error
+                )
+            thread_id = about(text)
+            if thread_id is not None and self._broadcast.is_watched(thread_id):
+                self._catch_up(thread_id, whole=True)
 
     def _heard_change(self, news: News) -> None:
         change = news.change

@@ -19,6 +19,7 @@ from dependency_injector import providers
 
 from dooers import AnalyticsEvent, WorkerConfig, WorkerServer
 from dooers.brokers.memory import Hub, MemoryBroker
+from dooers.codec import dumps
 from dooers.exceptions import StoreError
 from dooers.models import Change, Identity
 from dooers.relay import RUNS
@@ -616,6 +617,33 @@ async def test_pieces_that_were_lost_are_not_made_up_but_the_whole_message_comes
             frames = await until(reading, is_over)
             assert [kind for kind in types(frames) if kind != "run.upsert"] == ["event.append"]
             assert texts(frames) == ["one two three"]
+
+
+@pytest.mark.parametrize("odd", ["part", "kind", "row"])
+async def test_what_a_newer_process_says_in_words_unknown_here_is_read_from_the_store(
+    worker_config: WorkerConfig, caplog: pytest.LogCaptureFixture, odd: str
+) -> None:
+    async with pair(worker_config, echo) as workers, workers.clients() as (one, two):
+        thread_id = await post(one, "go")
+        await watch(two, thread_id)
+        await settle(workers.one, workers.two)
+        await quiet(two)
+        workers.broker(workers.two).cut()
+        await post(one, "again", thread_id)
+        await settle(workers.one)
+        workers.hub.members.append(workers.broker(workers.two))
+        thread, event = {"id": thread_id}, {"content": [{"type": "hologram"}]}
+        said = {
+            "part": dumps({"kind": "change", "sender": "newer", "thread": thread, "events": [event]}),
+            "kind": dumps({"kind": "novelty", "sender": "newer", "thread_id": thread_id}),
+            "row": dumps(thread) + "\n" + dumps({"kind": "change", "sender": "newer", "events": [event]}),
+        }[odd]
+        caplog.clear()
+        for text in (said, "[1]", "\x00\n\n", *(f"garbage {n}" for n in range(1_000))):
+            workers.broker(workers.one).tell(text)
+        frames = await until(two, says("re: again"))
+        assert texts(frames)[-2:] == ["again", "re: again"]
+        assert 1 <= sum("not understood" in record.message for record in caplog.records) <= 10
 
 
 async def test_the_end_of_a_run_is_made_up_for_however_many_came_after_it(worker_config: WorkerConfig) -> None:
