@@ -28,6 +28,8 @@ log = logging.getLogger("dooers")
 CATCHING, TRIES, RUNS = 8, 5, 20
 # How many messages that others write are kept, and how many that are whole, or runs that are over; what is older is forgotten.
 GROWING, OVER = 1_000, 10_000
+# Seconds after which one that gets no piece is not shown to whoever comes: its process died, and it had no run that somebody would close.
+SILENT = 60.0
 
 
 class Listener(Protocol):
@@ -225,6 +227,9 @@ class Relay:
 
     def growing(self, thread_id: str) -> list[ThreadEvent]:
         """The messages of a thread that other processes are writing, with their text so far."""
+        for event_id, one in list(self._growing.items()):
+            if one.silence > SILENT:
+                self._growing.pop(event_id).end()
         here = (one for one in self._growing.values() if one.event.thread_id == thread_id)
         return [event for one in here if (event := one.so_far()) is not None]
 

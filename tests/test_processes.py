@@ -279,6 +279,27 @@ async def test_a_snapshot_has_what_the_other_process_is_writing_and_the_rest_fol
             assert relay._growing == {}
 
 
+async def test_a_message_whose_process_died_without_a_run_does_not_grow_for_ever(
+    worker_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model()
+
+    async def no_run(send: Any) -> AsyncIterator[Any]:
+        yield send.stream(model._pieces())
+
+    async with pair(worker_config, no_run) as workers:
+        async with client(workers.one) as one, client(workers.two, deltas=True) as two:
+            thread_id = await post(one, "go")
+            await watch(two, thread_id)
+            model.say("half of")
+            await until(two, lambda frame: frame["type"] == "event.delta")
+            workers.broker(workers.one).cut()  # nobody hears of it any more
+            assert "half of" in [text_of(event) for event in (await watch(two, thread_id))["events"]]
+            monkeypatch.setattr("dooers.relay.SILENT", 0.0)
+            assert [text_of(event) for event in (await watch(two, thread_id))["events"]] == ["go"]
+            assert not workers.two._parts.relay()._growing
+
+
 async def test_threads_are_renamed_and_deleted_for_everybody(worker_config: WorkerConfig) -> None:
     async def rename(incoming: Any, send: Any) -> AsyncIterator[Any]:
         yield send.update_thread(title=incoming.message)
