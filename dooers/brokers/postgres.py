@@ -76,7 +76,6 @@ class PostgresBroker:
         self._talk = asyncio.Lock()
         self._waiting: deque[str] = deque()
         self._something = asyncio.Event()
-        self._said = asyncio.Event()
         self._here = asyncio.Event()
         self._lost = asyncio.Event()
         self._lasting: set[asyncio.Task[None]] = set()
@@ -131,16 +130,18 @@ class PostgresBroker:
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(min(self._config.database_timeout, 5.0)):
-                while self._waiting and self._here.is_set():
-                    self._said.clear()
-                    await self._said.wait()
+                while (
+                    self._waiting and self._here.is_set()
+                ):  # not by who speaks: a loop that ends has cancelled that first
+                    await self._say_some()
                 self._company.leave()
                 while self._passing:
                     await asyncio.wait(self._passing)
         tasks = self._lasting | self._passing
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks)
+        if tasks:
+            await asyncio.wait(tasks)
         self._here.clear()
         self._keys.forget()
         connection, self._connection = self._connection, None
@@ -274,12 +275,12 @@ class PostgresBroker:
             await self._something.wait()
             self._something.clear()
             while self._waiting and self._here.is_set():
-                await self._say([self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))])
+                await self._say_some()
             if self._here.is_set():
                 self._company.own_up()
-            self._said.set()
 
-    async def _say(self, texts: list[str]) -> None:
+    async def _say_some(self) -> None:
+        texts = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))]
         # Notifications of one transaction come in its order. Equal ones would come once, but no text is said twice.
         query = "SELECT count(pg_notify($1, said)) FROM unnest($2::text[]) AS said"
         try:
@@ -287,11 +288,13 @@ class PostgresBroker:
         except (asyncpg.DataError, asyncpg.InvalidParameterValueError) as error:
             log.error("the broker could not say something: %r", error)
             self._company.owe()
-        except (StoreError, *GONE) as error:
+        except (StoreError, *GONE, asyncio.CancelledError) as error:
             # If it was heard after all, it will be heard twice: pieces know their place, the rest says how things are.
-            log.info("what the broker had to say waits: %r", error)
             self._waiting.extendleft(reversed(texts))
             self._make_room()
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            log.info("what the broker had to say waits: %r", error)
             if self._here.is_set():
                 await asyncio.sleep(LOOK)
 

@@ -15,7 +15,7 @@ from samples import T0, THREAD
 from services.postgres import Address, OwnPostgres, Proxy, own_postgres
 
 from brokers.contract import WITHIN, BrokerContract, Process
-from dooers import WorkerConfig
+from dooers import WorkerConfig, WorkerServer
 from dooers.brokers import Broker, open_broker
 from dooers.brokers.postgres import LIMIT, QUIET, PostgresBroker
 from dooers.exceptions import ConfigError, NotFoundError, StoreError
@@ -119,6 +119,27 @@ async def test_behind_a_pooler_it_says_that_it_hears_nothing(
     monkeypatch.setattr("asyncpg.Connection.add_listener", listen)
     with pytest.raises(StoreError, match="broker_url"):
         await Process(PostgresBroker(evolve(postgres_config, database_timeout=0.3))).open()
+
+
+async def test_a_worker_that_nobody_closed_says_goodbye_when_its_loop_ends(postgres_config: WorkerConfig) -> None:
+    async def live() -> None:
+        worker = WorkerServer(evolve(postgres_config, shutdown_grace=0))
+        await worker.ensure_initialized()
+        await asyncio.sleep(0)
+        worker._parts.broker().tell("goodbye")
+
+    async with opened(postgres_config) as (other,):
+        broker = other.broker
+        assert isinstance(broker, PostgresBroker)
+        began = asyncio.get_running_loop().time()
+        await asyncio.to_thread(asyncio.run, live())
+        assert asyncio.get_running_loop().time() - began < 4
+        await other.hears("goodbye")
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'dooers%' AND datname = current_database()"
+        async with asyncio.timeout(WITHIN):
+            while await broker._run(query) != 1:
+                await asyncio.sleep(0.01)
+        assert broker._company._others == set()
 
 
 # ---------------------------------------------------------------- a connection that is lost
