@@ -110,9 +110,9 @@ class PostgresBroker:
     async def open(self, heard: Callable[[str], None], missed: Callable[[], None]) -> None:
         self._heard, self._missed = heard, missed
         try:
-            self._connection = await self._connect()
+            connection = await self._connect()
             if self._config.broker_url and self._config.database_type == "postgres":
-                await self._check_place(self._connection)
+                await self._check_place(connection)
         except DooersError:
             raise
         except (ValueError, asyncpg.ClientConfigurationError):  # with the URL in it
@@ -121,6 +121,7 @@ class PostgresBroker:
             ) from None
         except GONE as error:
             raise StoreError(f"the broker cannot reach PostgreSQL ({type(error).__name__})") from error
+        self._connection = connection
         self._here.set()
         for work in (self._speak, self._stay, self._watch, self._look_round):
             _spawn(self._lasting, work())
@@ -193,18 +194,21 @@ class PostgresBroker:
     async def _check_place(self, connection: Any) -> None:
         """NOTIFY does not leave its database."""
         timeout = self._config.database_timeout
-        store = await asyncpg.connect(
-            **address(self._config), timeout=timeout, command_timeout=timeout, statement_cache_size=0
-        )
         try:
-            same = await store.fetchval(_WHERE) == await connection.fetchval(_WHERE)
-        finally:
-            store.terminate()
-        if not same:
-            connection.terminate()
+            store = await asyncpg.connect(
+                **address(self._config), timeout=timeout, command_timeout=timeout, statement_cache_size=0
+            )
+            try:
+                if await store.fetchval(_WHERE) == await connection.fetchval(_WHERE):
+                    return
+            finally:
+                store.terminate()
             raise ConfigError(
                 "WorkerConfig.broker_url: expected the very database that database_host and database_name lead to"
             )
+        except BaseException:
+            connection.terminate()
+            raise
 
     def _on_lost(self, connection: Any) -> None:
         if connection is self._connection:

@@ -121,6 +121,19 @@ async def test_behind_a_pooler_it_says_that_it_hears_nothing(
         await Process(PostgresBroker(evolve(postgres_config, database_timeout=0.3))).open()
 
 
+async def test_nothing_stays_open_where_it_cannot_be_told_whether_the_url_leads_to_the_database(
+    postgres: Address, postgres_config: WorkerConfig
+) -> None:
+    name = postgres_config.database_name
+    url = f"postgresql://{postgres.user}@/{name}?host={postgres.host}&port={postgres.port}"
+    with pytest.raises(StoreError):
+        await PostgresBroker(evolve(postgres_config, broker_url=url, database_port=1)).open(print, print)
+    async with postgres.session(name) as admin, asyncio.timeout(WITHIN):
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dooers broker' AND datname = $1"
+        while await admin.fetchval(query, name):
+            await asyncio.sleep(0.01)
+
+
 async def test_a_worker_that_nobody_closed_says_goodbye_when_its_loop_ends(postgres_config: WorkerConfig) -> None:
     async def live() -> None:
         worker = WorkerServer(evolve(postgres_config, shutdown_grace=0))
