@@ -980,6 +980,35 @@ async def test_an_end_that_could_not_be_stored_is_stored_later_though_the_proces
             assert await ended(workers.two, thread_id) == ["succeeded"]
 
 
+@pytest.mark.parametrize("fails", ["thread", "apply"])
+async def test_the_end_of_a_dead_process_s_run_is_told_though_the_database_was_away_in_that_moment(
+    worker_config: WorkerConfig, fails: str
+) -> None:
+    gate = Gate()
+    async with pair(worker_config, gate.handler, run_heartbeat=0.1, run_timeout=0.5) as workers:
+        async with client(workers.one) as one, client(workers.two) as two:
+            thread_id = await post(one, "go")
+            await gate.reached.wait()
+            await watch(two, thread_id)
+            workers.broker(workers.one).cut()
+            store = workers.two._parts.store()
+            works = getattr(store, fails)
+
+            def away(*_: Any) -> asyncio.Future[Any]:
+                setattr(store, fails, works)
+                failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                failed.set_exception(StoreError("the database is away"))
+                return failed
+
+            setattr(store, fails, away)
+            await workers.one._parts.pulse().stop()
+            frames = await until(two, lambda frame: any("broke off" in text for text in texts([frame])))
+            frames += await quiet(two)
+            assert statuses(frames) == ["failed"]
+            assert len(texts(frames)) == 1
+            gate.go.set()
+
+
 async def ended(worker: WorkerServer, thread_id: str) -> list[str]:
     runs = await (await worker.repository()).list_runs({"thread_id": thread_id})
     return [run.status for run in runs if run.status != "running"]
