@@ -193,7 +193,8 @@ class Relay:
             return
         assert self._listener is not None
         self._listener.heard_change(evolve(news.change, events=()))
-        followed = self._broadcast.is_followed("analytics", news.thread.worker_id)
+        # Of more threads than that in one moment, analytics are left out: nobody keeps up with reading them.
+        followed = len(self._catching) < GROWING and self._broadcast.is_followed("analytics", news.thread.worker_id)
         if followed or self._broadcast.is_watched(news.thread_id):
             reading = self._catch_up(news.thread_id)
             if followed:
