@@ -294,10 +294,11 @@ class Broadcast:
 
     def _watchers(self, thread: Thread, grows: Growth) -> list[Member]:
         # Who waits for a snapshot gets the text so far in it.
+        # The thread as they were last told of it, for it may have been hidden from them since this message was begun.
         return [
             member
             for member, feed in self._threads.get(thread.id, {}).items()
-            if feed.held is None and member.grows == grows and member.sees(thread)
+            if feed.held is None and member.grows == grows and member.sees(feed.thread or thread)
         ]
 
     # ------------------------------------------------------------ settings and analytics, to their subscribers only

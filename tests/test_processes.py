@@ -422,6 +422,37 @@ async def test_a_hook_that_asks_for_metadata_is_asked_with_them_also_of_what_is_
                 assert types(await quiet(herself)).count("analytics.event") == 2
 
 
+async def test_a_thread_that_is_hidden_while_a_message_is_written_shows_no_more_of_it(
+    worker_config: WorkerConfig,
+) -> None:
+    def cleared(identity: Identity, operation: str, thread: Any) -> bool:
+        return thread is None or thread.metadata is None or identity.user_id == "user-1"
+
+    model = Model()
+    async with pair(worker_config, model.handler) as workers:
+        for worker in (workers.one, workers.two):
+            worker.authorize(cleared)
+        async with (
+            client(workers.one) as ann,
+            client(workers.two, deltas=True) as herself,
+            client(workers.two, deltas=True, user_id="user-2") as bob,
+            client(workers.one, deltas=True, user_id="user-3") as eve,
+        ):
+            thread_id = await post(ann, "go")
+            for reading in (herself, bob, eve):
+                await watch(reading, thread_id)
+            model.say("harmless")
+            for reading in (herself, bob, eve):
+                await until(reading, lambda frame: frame["type"] == "event.delta")
+            await (await workers.one.repository()).update_thread(thread_id, metadata={"secret": True})
+            for reading in (herself, bob, eve):
+                await quiet(reading)
+            model.say("secret", None)
+            await until(herself, is_over)
+            for reading in (bob, eve):
+                assert set(types(await quiet(reading))) <= {"ack"}
+
+
 # ---------------------------------------------------------------- stopping, and the order of turns
 
 
