@@ -19,7 +19,7 @@ from dooers.turn import as_stored, numbered
 __all__ = ["Kind", "News", "about", "looks", "read", "write", "written"]
 
 # "look": something in this thread changed that was too large to send along, so read it. Where it has a thread and events, they are
-# without their content, and only there.
+# without their content, and only there. With a topic: a frame to its followers that was too large, without its value.
 Kind: TypeAlias = Literal["change", "look", "delta", "topic", "cancel"]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 from attrs import Factory, define, evolve
@@ -43,6 +43,10 @@ class Listener(Protocol):
         """Somebody asked another process to stop these turns."""
         ...
 
+    async def setting(self, worker_id: str, field_id: str) -> dict[str, Any] | None:
+        """The payload that tells of a setting as it is now; None where nobody is to be told."""
+        ...
+
 
 @define(eq=False)
 class _Reading:
@@ -75,6 +79,7 @@ class Relay:
         # Runs that were shown to be at work, and their threads: whoever was shown that is to be shown their end.
         self._begun: dict[str, str] = {}
         self._misheard = 0
+        self._topics_heard = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(CATCHING)
 
@@ -157,6 +162,8 @@ class Relay:
             half = len(news.text) // 2
             rest = evolve(news, text=news.text[half:], at=news.at + half, thread=None, event=None)
             return self._say(evolve(news, text=news.text[:half])) and self._say(rest)
+        if news.topic == "settings" and news.payload.get("value") is not None:
+            return self._say(evolve(news, kind="look", payload={**news.payload, "value": None}))
         if news.kind != "change":  # for a Change that cannot be told there is something to say
             log.warning("news of %r are too large for the broker and stay here", news.topic or news.kind)
         return False
@@ -186,6 +193,10 @@ class Relay:
         self._show(change)
 
     def _heard_look(self, news: News) -> None:
+        if news.topic:
+            if self._broadcast.is_followed(news.topic, news.worker_id):
+                self._spawn(self._read_setting(news), "dooers-read-setting")
+            return
         if news.thread_id is None:
             raise ValueError("news of something to look at without its thread")
         if news.thread is None:
@@ -220,6 +231,7 @@ class Relay:
             self._growing.pop(event_id).end()
 
     def _heard_topic(self, news: News) -> None:
+        self._topics_heard += news.topic == "settings"
         self._broadcast.tell(news.topic, news.worker_id, news.frame_type, news.payload, news.thread)
 
     def _heard_cancel(self, news: News) -> None:
@@ -293,12 +305,30 @@ class Relay:
         reading = self._catching.get(thread_id)
         if reading is None:
             reading = self._catching[thread_id] = _Reading()
-            task = asyncio.create_task(self._read_up(thread_id, reading), name="dooers-catch-up")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._read_up(thread_id, reading), "dooers-catch-up")
         reading.again = True
         reading.whole = reading.whole or whole
         return reading
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read_setting(self, news: News) -> None:
+        """Tell of a setting that was too large to be told."""
+        assert self._listener is not None
+        async with self._room:
+            try:
+                told, payload = -1, None
+                while told != self._topics_heard:  # what was told meanwhile may be newer than what was read
+                    told = self._topics_heard
+                    payload = await self._listener.setting(news.worker_id, news.payload["field_id"])
+            except Exception as error:
+                log.warning("a setting of worker %s could not be read to be told (%r)", news.worker_id, error)
+                return
+        if payload is not None:
+            self._broadcast.tell(news.topic, news.worker_id, news.frame_type, payload, None)
 
     async def _read_up(self, thread_id: str, reading: _Reading) -> None:
         """Show what people here lack of a thread, and then what was told of it while that was read."""

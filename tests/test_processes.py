@@ -335,6 +335,37 @@ async def test_settings_set_here_are_patched_there_once(worker_config: WorkerCon
             assert [patch["payload"]["value"] for patch in patches] == ["large"]
 
 
+async def test_a_setting_that_is_too_large_to_tell_is_read_by_the_others(worker_config: WorkerConfig) -> None:
+    fields = [
+        SettingsField(id="prompt", type=SettingsFieldType.TEXT, label="Prompt"),
+        SettingsField(id="key", type=SettingsFieldType.PASSWORD, label="Key"),
+    ]
+    async with pair(worker_config, echo, settings_schema=SettingsSchema(fields=fields)) as workers:
+        for worker in (workers.one, workers.two):
+            workers.broker(worker).limit = 4_000
+        async with workers.clients() as (one, two):
+            await two.ask("settings.subscribe", {"worker_id": "worker"})
+            told = list[str]()
+            broker = workers.broker(workers.two)
+            assert (heard := broker._heard) is not None
+            broker._heard = told.append
+            for field_id, value, shown in (("prompt", "p" * 9_000, "p" * 9_000), ("key", "SECRET" * 2_000, None)):
+                answer = await one.ask("settings.patch", {"field_id": field_id, "value": value})
+                assert answer["payload"]["ok"]
+                await asyncio.sleep(0)
+                assert told
+                for text in told:
+                    assert len(text) <= 4_000
+                    assert "SECRET" not in text
+                    heard(text)
+                told.clear()
+                patch = (await two.expect("settings.patch"))["payload"]
+                assert patch["field_id"] == field_id
+                assert patch["value"] == shown if shown else "SECRET" not in patch["value"]
+            await settle(workers.one, workers.two)
+            assert "settings.patch" not in types(await quiet(two))
+
+
 async def test_live_analytics_come_once_to_subscribers_of_either_process(worker_config: WorkerConfig) -> None:
     async def answer(analytics: Any, send: Any) -> AsyncIterator[Any]:
         await analytics.track("my.event", data={"n": 1})
