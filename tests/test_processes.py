@@ -347,8 +347,8 @@ async def test_a_setting_that_is_too_large_to_tell_is_read_by_the_others(worker_
             await two.ask("settings.subscribe", {"worker_id": "worker"})
             told = list[str]()
             broker = workers.broker(workers.two)
-            assert (heard := broker._heard) is not None
-            broker._heard = told.append
+            heard, broker._heard = broker._heard, told.append
+            assert heard is not None
             for field_id, value, shown in (("prompt", "p" * 9_000, "p" * 9_000), ("key", "SECRET" * 2_000, None)):
                 answer = await one.ask("settings.patch", {"field_id": field_id, "value": value})
                 assert answer["payload"]["ok"]
