@@ -302,10 +302,11 @@ class Broadcast:
 
     def _watchers(self, thread: Thread, grows: Growth) -> list[Member]:
         # Who waits for a snapshot gets the text so far in it.
+        # The thread as they were last told of it, for it may have been hidden from them since this message was begun.
         return [
             member
             for member, feed in self._threads.get(thread.id, {}).items()
-            if feed.held is None and member.grows == grows and member.sees(thread)
+            if feed.held is None and member.grows == grows and member.sees(feed.thread or thread)
         ]
 
     # ------------------------------------------------------------ settings and analytics, to their subscribers only
@@ -313,6 +314,10 @@ class Broadcast:
     def follow(self, member: Member, topic: str, worker_id: str) -> None:
         """Subscribe to "settings" or "analytics" of a worker."""
         self._topics.setdefault((topic, worker_id), set()).add(member)
+
+    def is_followed(self, topic: str, worker_id: str) -> bool:
+        """Whether somebody here follows a topic."""
+        return (topic, worker_id) in self._topics
 
     def unfollow(self, member: Member, topic: str, worker_id: str) -> None:
         """Undo `follow`."""

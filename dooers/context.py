@@ -290,17 +290,28 @@ class WorkerSettings:
             self._tell(name, value, at)
 
     def _tell(self, field_id: str, value: Any, at: datetime) -> None:
+        payload = self._patch(field_id, value, at)
+        if payload is not None:
+            self._teller.tell("settings", self._worker_id, "settings.patch", payload, None)
+
+    async def patched(self, field_id: str) -> dict[str, Any] | None:
+        """The payload of a `settings.patch` that says what a field is now; None for one of which nobody is told."""
+        stored = await self._stored()
+        value = effective(self._schema, stored.values).get(field_id)
+        value = value if self._is_password(field_id) else self._opened(field_id, value)
+        return self._patch(field_id, value, stored.updated_at or self._clock.now())
+
+    def _patch(self, field_id: str, value: Any, at: datetime) -> dict[str, Any] | None:
         field = self._field(field_id)
         if field is None or field.is_internal:
-            return  # nobody can have subscribed to it
-        payload = {
+            return None  # nobody can have subscribed to it
+        return {
             "worker_id": self._worker_id,
             "agent_id": self._worker_id,
             "field_id": field_id,
             "value": public_value(field, value),
             "updated_at": iso(at),
         }
-        self._teller.tell("settings", self._worker_id, "settings.patch", payload, None)
 
     def _field(self, field_id: str) -> SettingsField | None:
         try:

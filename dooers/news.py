@@ -16,10 +16,10 @@ from dooers.codec import dumps, loads
 from dooers.models import Change, ContentPart, DocumentPart, ImagePart, Run, TextPart, Thread, ThreadEvent
 from dooers.turn import as_stored, numbered
 
-__all__ = ["Kind", "News", "looks", "read", "write", "written"]
+__all__ = ["Kind", "News", "about", "looks", "read", "write", "written"]
 
 # "look": something in this thread changed that was too large to send along, so read it. Where it has a thread and events, they are
-# without their content, and only there.
+# without their content, and only there. With a topic: a frame to its followers that was too large, without its value.
 Kind: TypeAlias = Literal["change", "look", "delta", "topic", "cancel"]
 
 
@@ -137,6 +137,16 @@ def read(text: str | bytes) -> list[News]:
         return _counted(_converter.structure(row, Thread), row.get("created"), [_one(line) for line in lines[1:]])
     except Exception as error:
         raise ValueError(f"cannot be read ({type(error).__name__})") from error
+
+
+def about(text: str) -> str | None:
+    """Which thread a text is about that cannot be read, as one of a newer version: None where not even that is clear."""
+    try:
+        said = loads(text.partition("\n")[0])
+        thread = said.get("thread") or {"id": said.get("thread_id") or said.get("id")}
+        return thread["id"] if isinstance(thread["id"], str) else None
+    except Exception:
+        return None
 
 
 def _one(line: bytes) -> News:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from datetime import timedelta
 from math import inf
 
@@ -39,6 +40,8 @@ class Pulse:
         self._clock = clock
         self._process_id = process_id
         self._task: asyncio.Task[None] | None = None
+        # Dead runs that were closed, and of whose end nobody was told yet.
+        self._untold: deque[Run] = deque()
         # Until when nobody can have taken this process for dead, and whoever waits to know that again.
         self._sure_until = 0.0
         self._again = asyncio.Event()
@@ -105,12 +108,11 @@ class Pulse:
         text = clean(told("The answer broke off.", dead, error_id, expose=self._config.expose_errors))
         for run in await self._store.bury(now - timedelta(seconds=self._config.run_timeout), now, text):
             log.error("run %s in thread %s was left by a dead process (error %s)", run.id, run.thread_id, error_id)
-            try:
-                await self._mourn(run)
-            except Exception as error:  # its thread was deleted meanwhile; the others are to be told of all the same
-                log.warning("the end of run %s was stored, but could not be told: %r", run.id, error)
-
-    async def _mourn(self, run: Run) -> None:
-        thread = await self._store.thread(run.thread_id)
-        if thread is not None:
-            await self._runner.commit(mourning(thread, run, self._clock))
+            self._untold.append(run)
+        while self._untold:  # where the database goes away now, the next beat goes on with it
+            run = self._untold[0]
+            thread = await self._store.thread(run.thread_id)
+            if thread is not None:
+                self._runner.close_later(mourning(thread, run, self._clock))
+            self._untold.popleft()
+            await self._runner.close_again()

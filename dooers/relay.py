@@ -18,7 +18,7 @@ from dooers.broadcast import Broadcast, Member
 from dooers.brokers import Broker
 from dooers.exceptions import DooersError, StoreError
 from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadEvent, ThreadQuery
-from dooers.news import News, looks, read, write
+from dooers.news import News, about, looks, read, write
 from dooers.steps import Growing
 from dooers.stores import GAP, Store
 from dooers.turn import Clock
@@ -33,6 +33,8 @@ CATCHING, TRIES, RUNS = 8, 5, 20
 NEWEST, SLACK = 50, 10
 # How many messages that others write are kept, and how many that are whole, or runs that are over; what is older is forgotten.
 GROWING, OVER = 1_000, 10_000
+# Seconds after which one that gets no piece is not shown to whoever comes: its process died, and it had no run that somebody would close.
+SILENT = 60.0
 
 
 class Listener(Protocol):
@@ -44,6 +46,10 @@ class Listener(Protocol):
 
     def heard_cancel(self, thread_id: str | None, run_id: str | None, before: int | None) -> None:
         """Somebody asked another process to stop these turns."""
+        ...
+
+    async def setting(self, worker_id: str, field_id: str) -> dict[str, Any] | None:
+        """The payload that tells of a setting as it is now; None where nobody is to be told."""
         ...
 
 
@@ -58,6 +64,8 @@ class _Reading:
     """A thread that is being read: what was told of it meanwhile, and whether it is to be read (once more)."""
 
     waiting: list[Change] = Factory(list)
+    # What was told without the metadata of its thread: a hook may go by them, so nobody hears of it before they are read.
+    bare: list[Change] = Factory(list)
     again: bool = True
     # Not only a gap in its events: whatever was told of it may have been missed.
     whole: bool = False
@@ -83,6 +91,8 @@ class Relay:
         self._over: dict[str, None] = {}
         # Runs that were shown to be at work, and their threads: whoever was shown that is to be shown their end.
         self._begun: dict[str, str] = {}
+        self._misheard = 0
+        self._topics_heard = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(CATCHING)
 
@@ -166,6 +176,8 @@ class Relay:
             half = len(news.text) // 2
             rest = evolve(news, text=news.text[half:], at=news.at + half, thread=None, event=None)
             return self._say(evolve(news, text=news.text[:half])) and self._say(rest)
+        if news.topic == "settings" and news.payload.get("value") is not None:
+            return self._say(evolve(news, kind="look", payload={**news.payload, "value": None}))
         if news.kind != "change":  # for a Change that cannot be told there is something to say
             log.warning("news of %r are too large for the broker and stay here", news.topic or news.kind)
         return False
@@ -178,8 +190,15 @@ class Relay:
             for news in read(text):
                 if news.sender != self._process_id:
                     _HEARD[news.kind](self, news)
-        except Exception:
-            log.exception("what another process said was not understood")
+        except Exception as error:
+            self._misheard += 1
+            if self._misheard.bit_count() == 1:  # the first, the second, the fourth: whoever says it says it often
+                log.error(
+                    "what another process said was not understood (%d times so far)", self._misheard, exc_info=error
+                )
+            thread_id = about(text)
+            if thread_id is not None and self._broadcast.is_watched(thread_id):
+                self._catch_up(thread_id, whole=True)
 
     def _heard_change(self, news: News) -> None:
         change = news.change
@@ -189,13 +208,23 @@ class Relay:
         self._show(change)
 
     def _heard_look(self, news: News) -> None:
+        if news.topic:
+            if self._broadcast.is_followed(news.topic, news.worker_id):
+                self._spawn(self._read_setting(news), "dooers-read-setting")
+            return
         if news.thread_id is None:
             raise ValueError("news of something to look at without its thread")
-        if news.thread is not None:
-            assert self._listener is not None
-            self._listener.heard_change(news.change)
-        if news.thread is None or self._broadcast.is_watched(news.thread_id):
-            self._catch_up(news.thread_id, whole=news.thread is None)
+        if news.thread is None:
+            self._catch_up(news.thread_id, whole=True)
+            return
+        assert self._listener is not None
+        self._listener.heard_change(evolve(news.change, events=()))
+        # Of more threads than that in one moment, analytics are left out: nobody keeps up with reading them.
+        followed = len(self._catching) < GROWING and self._broadcast.is_followed("analytics", news.thread.worker_id)
+        if followed or self._broadcast.is_watched(news.thread_id):
+            reading = self._catch_up(news.thread_id)
+            if followed:
+                reading.bare.append(evolve(news.change, runs=()))
 
     def _heard_delta(self, news: News) -> None:
         event_id, thread, event = news.event_id, news.thread, news.event
@@ -217,6 +246,7 @@ class Relay:
             self._growing.pop(event_id).end()
 
     def _heard_topic(self, news: News) -> None:
+        self._topics_heard += news.topic == "settings"
         self._broadcast.tell(news.topic, news.worker_id, news.frame_type, news.payload, news.thread)
 
     def _heard_cancel(self, news: News) -> None:
@@ -225,6 +255,9 @@ class Relay:
 
     def growing(self, thread_id: str) -> list[ThreadEvent]:
         """The messages of a thread that other processes are writing, with their text so far."""
+        for event_id, one in list(self._growing.items()):
+            if one.silence > SILENT:
+                self._growing.pop(event_id).end()
         here = (one for one in self._growing.values() if one.event.thread_id == thread_id)
         return [event for one in here if (event := one.so_far()) is not None]
 
@@ -282,8 +315,8 @@ class Relay:
         for thread_id in self._broadcast.watched():
             self._catch_up(thread_id, whole=True)
         since, self._heard_at = self._heard_at - timedelta(seconds=SLACK), self._clock.now()
-        self._spawn(self._read_lists(since))
-        self._spawn(self._read_forms())
+        self._spawn(self._read_lists(since), "dooers-read-lists")
+        self._spawn(self._read_forms(), "dooers-read-forms")
 
     async def _read_lists(self, since: datetime) -> None:
         """Show the threads that came or changed meanwhile to people who have them in their lists. One that was deleted they find out."""
@@ -308,20 +341,35 @@ class Relay:
             except DooersError as error:
                 log.warning("the settings of worker %s could not be read again (%r)", worker_id, error)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name="dooers-catch-up")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     def _catch_up(self, thread_id: str, *, whole: bool = False) -> _Reading:
         """Read a thread, or read it again if that is under way: what is to be seen may have come since."""
         reading = self._catching.get(thread_id)
         if reading is None:
             reading = self._catching[thread_id] = _Reading()
-            self._spawn(self._read_up(thread_id, reading))
+            self._spawn(self._read_up(thread_id, reading), "dooers-catch-up")
         reading.again = True
         reading.whole = reading.whole or whole
         return reading
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read_setting(self, news: News) -> None:
+        """Tell of a setting that was too large to be told."""
+        assert self._listener is not None
+        async with self._room:
+            try:
+                told, payload = -1, None
+                while told != self._topics_heard:  # what was told meanwhile may be newer than what was read
+                    told = self._topics_heard
+                    payload = await self._listener.setting(news.worker_id, news.payload["field_id"])
+            except Exception as error:
+                log.warning("a setting of worker %s could not be read to be told (%r)", news.worker_id, error)
+                return
+        if payload is not None:
+            self._broadcast.tell(news.topic, news.worker_id, news.frame_type, payload, None)
 
     async def _read_up(self, thread_id: str, reading: _Reading) -> None:
         """Show what people here lack of a thread, and then what was told of it while that was read."""
@@ -339,19 +387,22 @@ class Relay:
             if attempt:
                 await asyncio.sleep(0.05 * 2**attempt)
             try:
-                await self._show_missed(thread_id, whole=reading.whole)
+                await self._show_missed(thread_id, reading)
                 return True
             except Exception as error:
                 log.warning("catching up with thread %s failed (%r)", thread_id, error)
         return False
 
-    async def _show_missed(self, thread_id: str, *, whole: bool) -> None:
+    async def _show_missed(self, thread_id: str, reading: _Reading) -> None:
         thread = await self._store.thread(thread_id)
         last = self._broadcast.last_known(thread_id)
         if thread is None:
             if last is not None:
                 self._show_read(Change(thread=last, removes=True))
             return
+        assert self._listener is not None
+        while reading.bare:
+            self._listener.heard_change(evolve(reading.bare.pop(0), thread=thread))
         after = self._broadcast.reached(thread_id)
         while after is not None and after < thread.last_seq:
             query = EventQuery(thread_id=thread_id, after_seq=after, limit=GAP, oldest_first=True)
@@ -369,7 +420,7 @@ class Relay:
             if run is not None:
                 runs.append(run)  # an older one
         renamed = last is None or (last.title, last.metadata) != (thread.title, thread.metadata)
-        patch = {"told": True} if whole or renamed else {}
+        patch = {"told": True} if reading.whole or renamed else {}
         self._show_read(Change(thread=thread, patch=patch, runs=tuple(reversed(runs))))
 
     def _show_read(self, change: Change) -> None:

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
+from typing import Any
 
 from attrs import evolve
 
@@ -68,6 +69,7 @@ class Runner:
         self._collector = collector
         self._clock = clock
         self._lanes = lanes
+        self._settings = settings
         self._stage = Stage(config, store, collector, clock, settings, self.commit)
         self._turns: set[OpenTurn] = set()
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
@@ -143,6 +145,10 @@ class Runner:
                 self.buried(run.id)
         self._collector.show(change)
 
+    async def setting(self, worker_id: str, field_id: str) -> dict[str, Any] | None:
+        """What to tell people of a setting that another process has set, and could not tell."""
+        return await self._settings(worker_id).patched(field_id)
+
     def heard_cancel(self, thread_id: str | None, run_id: str | None, before: int | None) -> None:
         """Somebody asked another process to stop these turns."""
         self._stop(thread_id=thread_id, run_id=run_id, before=before)
@@ -154,6 +160,10 @@ class Runner:
         """Another process took a run of this one for dead, and closed it. It does not go on, and has its end already."""
         for opened in self._stop(run_id=run_id):
             opened.steps.forget("its run was closed by another process")
+
+    def close_later(self, change: Change) -> None:
+        """Store this end of a run with the next `close_again`, or with the one after it."""
+        self._stage.close_later(change)
 
     async def close_again(self) -> None:
         """Store the ends of turns that could not be stored when they came."""

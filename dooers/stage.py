@@ -119,16 +119,22 @@ class Stage:
         except Exception as unclosed:  # the last line of defence: the queue must move on
             log.error("the end of a turn in thread %s could not be stored: %r", opened.thread.id, unclosed)
             if change is not None and change.runs:
-                self._unclosed.append(change)
+                self.close_later(change)
+
+    def close_later(self, change: Change) -> None:
+        """Keep an end for `close_again`."""
+        self._unclosed.append(change)
 
     async def close_again(self) -> None:
         """Store the ends that could not be stored when they came: while this process lives, nobody else closes its runs."""
         while self._unclosed:
             change = self._unclosed[0]
-            with suppress(
-                NotFoundError
-            ):  # the thread was deleted meanwhile, or the run closed: there is no more to be done
-                await self._commit(change)
+            try:
+                with suppress(NotFoundError):  # the thread was deleted meanwhile, or the run closed
+                    await self._commit(change)
+            except Exception:
+                self._unclosed.rotate(-1)  # one that can never be stored does not keep the others back
+                raise
             if self._unclosed and self._unclosed[0] is change:
                 self._unclosed.popleft()
 

@@ -74,6 +74,11 @@ class Growing:
         """All of it, with what is not told yet."""
         return "".join(self._told) + "".join(self._untold)
 
+    @property
+    def silence(self) -> float:
+        """Seconds since a piece of it was told."""
+        return time.monotonic() - self._told_at
+
     def so_far(self) -> ThreadEvent | None:
         """The event with the text that was told, marked as streaming; None while nothing was told.
 

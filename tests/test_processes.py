@@ -19,8 +19,9 @@ from dependency_injector import providers
 
 from dooers import AnalyticsEvent, WorkerConfig, WorkerServer
 from dooers.brokers.memory import Hub, MemoryBroker
+from dooers.codec import dumps
 from dooers.exceptions import DooersError, StoreError
-from dooers.models import Change
+from dooers.models import Change, Identity
 from dooers.relay import RUNS
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 from dooers.stores.sqlite import SqliteStore
@@ -279,6 +280,27 @@ async def test_a_snapshot_has_what_the_other_process_is_writing_and_the_rest_fol
             assert relay._growing == {}
 
 
+async def test_a_message_whose_process_died_without_a_run_does_not_grow_for_ever(
+    worker_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model()
+
+    async def no_run(send: Any) -> AsyncIterator[Any]:
+        yield send.stream(model._pieces())
+
+    async with pair(worker_config, no_run) as workers:
+        async with client(workers.one) as one, client(workers.two, deltas=True) as two:
+            thread_id = await post(one, "go")
+            await watch(two, thread_id)
+            model.say("half of")
+            await until(two, lambda frame: frame["type"] == "event.delta")
+            workers.broker(workers.one).cut()  # nobody hears of it any more
+            assert "half of" in [text_of(event) for event in (await watch(two, thread_id))["events"]]
+            monkeypatch.setattr("dooers.relay.SILENT", 0.0)
+            assert [text_of(event) for event in (await watch(two, thread_id))["events"]] == ["go"]
+            assert not workers.two._parts.relay()._growing
+
+
 async def test_threads_are_renamed_and_deleted_for_everybody(worker_config: WorkerConfig) -> None:
     async def rename(incoming: Any, send: Any) -> AsyncIterator[Any]:
         yield send.update_thread(title=incoming.message)
@@ -312,6 +334,37 @@ async def test_settings_set_here_are_patched_there_once(worker_config: WorkerCon
         for reading in (one, two):
             patches = [frame for frame in await quiet(reading) if frame["type"] == "settings.patch"]
             assert [patch["payload"]["value"] for patch in patches] == ["large"]
+
+
+async def test_a_setting_that_is_too_large_to_tell_is_read_by_the_others(worker_config: WorkerConfig) -> None:
+    fields = [
+        SettingsField(id="prompt", type=SettingsFieldType.TEXT, label="Prompt"),
+        SettingsField(id="key", type=SettingsFieldType.PASSWORD, label="Key"),
+    ]
+    async with pair(worker_config, echo, settings_schema=SettingsSchema(fields=fields)) as workers:
+        for worker in (workers.one, workers.two):
+            workers.broker(worker).limit = 4_000
+        async with workers.clients() as (one, two):
+            await two.ask("settings.subscribe", {"worker_id": "worker"})
+            told = list[str]()
+            broker = workers.broker(workers.two)
+            heard, broker._heard = broker._heard, told.append
+            assert heard is not None
+            for field_id, value, shown in (("prompt", "p" * 9_000, "p" * 9_000), ("key", "SECRET" * 2_000, None)):
+                answer = await one.ask("settings.patch", {"field_id": field_id, "value": value})
+                assert answer["payload"]["ok"]
+                await asyncio.sleep(0)
+                assert told
+                for text in told:
+                    assert len(text) <= 4_000
+                    assert "SECRET" not in text
+                    heard(text)
+                told.clear()
+                patch = (await two.expect("settings.patch"))["payload"]
+                assert patch["field_id"] == field_id
+                assert patch["value"] == shown if shown else "SECRET" not in patch["value"]
+            await settle(workers.one, workers.two)
+            assert "settings.patch" not in types(await quiet(two))
 
 
 async def test_live_analytics_come_once_to_subscribers_of_either_process(worker_config: WorkerConfig) -> None:
@@ -364,6 +417,72 @@ async def test_private_threads_stay_private_across_processes(worker_config: Work
             await ann.ask("thread.delete", {"thread_id": thread_id})
             await until(herself, lambda frame: frame["type"] == "thread.deleted")
             assert set(types(await quiet(bob))) <= {"ack"}
+
+
+async def test_a_hook_that_asks_for_metadata_is_asked_with_them_also_of_what_is_too_large_to_tell(
+    worker_config: WorkerConfig,
+) -> None:
+    def cleared(identity: Identity, operation: str, thread: Any) -> bool:
+        secret = thread is not None and (thread.metadata or {}).get("secret", False)
+        return not secret or identity.user_id == "user-1"
+
+    async def answer(incoming: Any, send: Any) -> AsyncIterator[Any]:
+        yield send.run_start()
+        yield send.text(incoming.message)
+
+    async with pair(worker_config, answer) as workers:
+        for worker in (workers.one, workers.two):
+            worker.authorize(cleared)
+            workers.broker(worker).limit = 4_000
+        async with (
+            client(workers.one) as ann,
+            client(workers.two) as herself,
+            client(workers.two, user_id="user-2") as bob,
+        ):
+            thread_id = await post(ann, "go")
+            repository = await workers.one.repository()
+            await settle(workers.one, workers.two)
+            for size in (10, 10_000):  # by themselves they can be told, or cannot
+                await repository.update_thread(thread_id, metadata={"secret": True, "note": "x" * size})
+                await settle(workers.one, workers.two)
+                for reading in (herself, bob):
+                    await reading.ask("analytics.subscribe", {"worker_id": "worker"})
+                    await quiet(reading)
+                await post(ann, "x" * 5_000, thread_id)
+                await settle(workers.one, workers.two)
+                assert set(types(await quiet(bob))) <= {"ack"}
+                assert types(await quiet(herself)).count("analytics.event") == 2
+
+
+async def test_a_thread_that_is_hidden_while_a_message_is_written_shows_no_more_of_it(
+    worker_config: WorkerConfig,
+) -> None:
+    def cleared(identity: Identity, operation: str, thread: Any) -> bool:
+        return thread is None or thread.metadata is None or identity.user_id == "user-1"
+
+    model = Model()
+    async with pair(worker_config, model.handler) as workers:
+        for worker in (workers.one, workers.two):
+            worker.authorize(cleared)
+        async with (
+            client(workers.one) as ann,
+            client(workers.two, deltas=True) as herself,
+            client(workers.two, deltas=True, user_id="user-2") as bob,
+            client(workers.one, deltas=True, user_id="user-3") as eve,
+        ):
+            thread_id = await post(ann, "go")
+            for reading in (herself, bob, eve):
+                await watch(reading, thread_id)
+            model.say("harmless")
+            for reading in (herself, bob, eve):
+                await until(reading, lambda frame: frame["type"] == "event.delta")
+            await (await workers.one.repository()).update_thread(thread_id, metadata={"secret": True})
+            for reading in (herself, bob, eve):
+                await quiet(reading)
+            model.say("secret", None)
+            await until(herself, is_over)
+            for reading in (bob, eve):
+                assert set(types(await quiet(reading))) <= {"ack"}
 
 
 # ---------------------------------------------------------------- stopping, and the order of turns
@@ -606,6 +725,33 @@ async def test_pieces_that_were_lost_are_not_made_up_but_the_whole_message_comes
             frames = await until(reading, is_over)
             assert [kind for kind in types(frames) if kind != "run.upsert"] == ["event.append"]
             assert texts(frames) == ["one two three"]
+
+
+@pytest.mark.parametrize("odd", ["part", "kind", "row"])
+async def test_what_a_newer_process_says_in_words_unknown_here_is_read_from_the_store(
+    worker_config: WorkerConfig, caplog: pytest.LogCaptureFixture, odd: str
+) -> None:
+    async with pair(worker_config, echo) as workers, workers.clients() as (one, two):
+        thread_id = await post(one, "go")
+        await watch(two, thread_id)
+        await settle(workers.one, workers.two)
+        await quiet(two)
+        workers.broker(workers.two).cut()
+        await post(one, "again", thread_id)
+        await settle(workers.one)
+        workers.hub.members.append(workers.broker(workers.two))
+        thread, event = {"id": thread_id}, {"content": [{"type": "hologram"}]}
+        said = {
+            "part": dumps({"kind": "change", "sender": "newer", "thread": thread, "events": [event]}),
+            "kind": dumps({"kind": "novelty", "sender": "newer", "thread_id": thread_id}),
+            "row": dumps(thread) + "\n" + dumps({"kind": "change", "sender": "newer", "events": [event]}),
+        }[odd]
+        caplog.clear()
+        for text in (said, "[1]", "\x00\n\n", *(f"garbage {n}" for n in range(1_000))):
+            workers.broker(workers.one).tell(text)
+        frames = await until(two, says("re: again"))
+        assert texts(frames)[-2:] == ["again", "re: again"]
+        assert 1 <= sum("not understood" in record.message for record in caplog.records) <= 10
 
 
 async def test_the_end_of_a_run_is_made_up_for_however_many_came_after_it(worker_config: WorkerConfig) -> None:
@@ -982,6 +1128,35 @@ async def test_an_end_that_could_not_be_stored_is_stored_later_though_the_proces
             store.apply = apply  # type: ignore[method-assign]
             assert statuses(await until(one, is_over))[-1] == "succeeded"
             assert await ended(workers.two, thread_id) == ["succeeded"]
+
+
+@pytest.mark.parametrize("fails", ["thread", "apply"])
+async def test_the_end_of_a_dead_process_s_run_is_told_though_the_database_was_away_in_that_moment(
+    worker_config: WorkerConfig, fails: str
+) -> None:
+    gate = Gate()
+    async with pair(worker_config, gate.handler, run_heartbeat=0.1, run_timeout=0.5) as workers:
+        async with client(workers.one) as one, client(workers.two) as two:
+            thread_id = await post(one, "go")
+            await gate.reached.wait()
+            await watch(two, thread_id)
+            workers.broker(workers.one).cut()
+            store = workers.two._parts.store()
+            works = getattr(store, fails)
+
+            def away(*_: Any) -> asyncio.Future[Any]:
+                setattr(store, fails, works)
+                failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                failed.set_exception(StoreError("the database is away"))
+                return failed
+
+            setattr(store, fails, away)
+            await workers.one._parts.pulse().stop()
+            frames = await until(two, lambda frame: any("broke off" in text for text in texts([frame])))
+            frames += await quiet(two)
+            assert [status for status in statuses(frames) if status != "running"] == ["failed"]
+            assert len(texts(frames)) == 1
+            gate.go.set()
 
 
 async def ended(worker: WorkerServer, thread_id: str) -> list[str]:

@@ -99,6 +99,7 @@ class RedisBroker:
         self._turns: dict[str, tuple[str, asyncio.Event]] = {}  # by the token of who waits: the key, and when to look
         self._renew = asyncio.Event()
         self._last: dict[str, int] = {}
+        self._misheard = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._heard: Callable[[str], None] = lambda text: None
         self._missed: Callable[[], None] = lambda: None
@@ -175,8 +176,15 @@ class RedisBroker:
                 self._hear_news(*orjson.loads(data))
             else:
                 self._hear_turn(*data.decode().split(" ", 1))
-        except Exception:
-            log.exception("what the broker heard on %s was not understood", channel)
+        except Exception as error:
+            self._misheard += 1
+            if self._misheard.bit_count() == 1:  # the first, the second, the fourth: whoever says it says it often
+                log.error(
+                    "what the broker heard on %s was not understood (%d times so far)",
+                    channel,
+                    self._misheard,
+                    exc_info=error,
+                )
 
     def _hear_news(self, sender: str, number: int, dropped: bool, texts: list[str]) -> None:
         if sender == self._me or number <= self._last.get(sender, 0):

@@ -36,7 +36,7 @@ class Company:
             self._sure = False
         self._answered.clear()
         self._say(f"hello {self._me}")
-        self._own_up()
+        self.own_up()
 
     def settle(self) -> None:
         """Who has not answered is not there."""
@@ -58,7 +58,7 @@ class Company:
             yield False
         finally:
             self._silent -= 1
-            self._own_up()
+            self.own_up()
 
     def hear(self, word: str, who: str) -> None:
         """One of the words was said."""
@@ -76,9 +76,14 @@ class Company:
             self._say(f"here {self._me}")
         elif word == "late":
             self._missed()
-        self._own_up()
+        self.own_up()
 
-    def _own_up(self) -> None:
+    def owe(self) -> None:
+        """Something could not be told: others are to read for themselves."""
+        self._owes = True
+
+    def own_up(self) -> None:
+        """Say so, unless it is too early for that."""
         if self._owes and not self._silent:
             self._owes = False
             self._say(f"late {self._me}")

@@ -74,9 +74,8 @@ class PostgresBroker:
         self._words_channel = f"{self._channel}_keys"
         self._connection: Any = None
         self._talk = asyncio.Lock()
-        self._waiting: deque[str] = deque(maxlen=WAITING)
+        self._waiting: deque[str] = deque()
         self._something = asyncio.Event()
-        self._said = asyncio.Event()
         self._here = asyncio.Event()
         self._lost = asyncio.Event()
         self._lasting: set[asyncio.Task[None]] = set()
@@ -111,9 +110,9 @@ class PostgresBroker:
     async def open(self, heard: Callable[[str], None], missed: Callable[[], None]) -> None:
         self._heard, self._missed = heard, missed
         try:
-            self._connection = await self._connect()
+            connection = await self._connect()
             if self._config.broker_url and self._config.database_type == "postgres":
-                await self._check_place(self._connection)
+                await self._check_place(connection)
         except DooersError:
             raise
         except (ValueError, asyncpg.ClientConfigurationError):  # with the URL in it
@@ -122,6 +121,7 @@ class PostgresBroker:
             ) from None
         except GONE as error:
             raise StoreError(f"the broker cannot reach PostgreSQL ({type(error).__name__})") from error
+        self._connection = connection
         self._here.set()
         for work in (self._speak, self._stay, self._watch, self._look_round):
             _spawn(self._lasting, work())
@@ -131,16 +131,18 @@ class PostgresBroker:
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(min(self._config.database_timeout, 5.0)):
-                while self._waiting and self._here.is_set():
-                    self._said.clear()
-                    await self._said.wait()
+                while (
+                    self._waiting and self._here.is_set()
+                ):  # not by who speaks: a loop that ends has cancelled that first
+                    await self._say_some()
                 self._company.leave()
                 while self._passing:
                     await asyncio.wait(self._passing)
         tasks = self._lasting | self._passing
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks)
+        if tasks:
+            await asyncio.wait(tasks)
         self._here.clear()
         self._keys.forget()
         connection, self._connection = self._connection, None
@@ -192,18 +194,21 @@ class PostgresBroker:
     async def _check_place(self, connection: Any) -> None:
         """NOTIFY does not leave its database."""
         timeout = self._config.database_timeout
-        store = await asyncpg.connect(
-            **address(self._config), timeout=timeout, command_timeout=timeout, statement_cache_size=0
-        )
         try:
-            same = await store.fetchval(_WHERE) == await connection.fetchval(_WHERE)
-        finally:
-            store.terminate()
-        if not same:
-            connection.terminate()
+            store = await asyncpg.connect(
+                **address(self._config), timeout=timeout, command_timeout=timeout, statement_cache_size=0
+            )
+            try:
+                if await store.fetchval(_WHERE) == await connection.fetchval(_WHERE):
+                    return
+            finally:
+                store.terminate()
             raise ConfigError(
                 "WorkerConfig.broker_url: expected the very database that database_host and database_name lead to"
             )
+        except BaseException:
+            connection.terminate()
+            raise
 
     def _on_lost(self, connection: Any) -> None:
         if connection is self._connection:
@@ -261,27 +266,39 @@ class PostgresBroker:
 
     def tell(self, text: str) -> None:
         self._waiting.append(text)
+        self._make_room()
         self._something.set()
+
+    def _make_room(self) -> None:
+        while len(self._waiting) > WAITING:
+            self._waiting.popleft()
+            self._company.owe()  # others read for themselves, once the rest is said
 
     async def _speak(self) -> None:
         while True:
             await self._something.wait()
             self._something.clear()
             while self._waiting and self._here.is_set():
-                await self._say([self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))])
-            self._said.set()
+                await self._say_some()
+            if self._here.is_set():
+                self._company.own_up()
 
-    async def _say(self, texts: list[str]) -> None:
+    async def _say_some(self) -> None:
+        texts = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))]
         # Notifications of one transaction come in its order. Equal ones would come once, but no text is said twice.
         query = "SELECT count(pg_notify($1, said)) FROM unnest($2::text[]) AS said"
         try:
             await self._run(query, self._channel, texts)
         except (asyncpg.DataError, asyncpg.InvalidParameterValueError) as error:
             log.error("the broker could not say something: %r", error)
-        except (StoreError, *GONE) as error:
+            self._company.owe()
+        except (StoreError, *GONE, asyncio.CancelledError) as error:
             # If it was heard after all, it will be heard twice: pieces know their place, the rest says how things are.
+            self._waiting.extendleft(reversed(texts))
+            self._make_room()
+            if isinstance(error, asyncio.CancelledError):
+                raise
             log.info("what the broker had to say waits: %r", error)
-            self._waiting.extendleft(reversed(texts[-(WAITING - len(self._waiting)) :]))
             if self._here.is_set():
                 await asyncio.sleep(LOOK)
 

@@ -110,8 +110,9 @@ class AdvisoryKeys:
             if await self._run(_EVICT, self._name(key)):
                 log.warning("thread %s was held by a process that gave no sign of life", key)
 
-    async def _try(self, key: str) -> bool:
-        taking = asyncio.ensure_future(self._reach(partial(self._ask, key, free=False)))
+    async def _try(self, key: str, *, at_once: bool = False) -> bool:
+        asking = partial(self._ask, key, free=False)
+        taking = asyncio.ensure_future(asking() if at_once else self._reach(asking))
         try:
             return bool(await asyncio.shield(taking))
         except asyncio.CancelledError:
@@ -191,8 +192,9 @@ class AdvisoryKeys:
         """The server let go of our keys as the connection ended. Take them again, before somebody else does."""
         self._wanted |= self._held  # who asked for them meanwhile was not heard
         for key in list(self._held):
+            # Whoever reconnects waits here: lost again, there is nothing to wait for, and the next connection takes them back.
             with suppress(Exception):
-                if not await self._try(key):
+                if not await self._try(key, at_once=True):
                     if key in self._held:
                         log.warning("thread %s is being answered by two processes: the broker was away", key)
                 elif key not in self._held:  # let go of while it was asked for

@@ -63,7 +63,8 @@ class PostgresStore:
         except BaseException as error:
             await self._pool.close()
             if isinstance(error, Exception) and not isinstance(error, DooersError):
-                raise StoreError(f"cannot open the PostgreSQL database {self._pool.name}: {error}") from error
+                why = str(error) or type(error).__name__
+                raise StoreError(f"cannot open the PostgreSQL database {self._pool.name}: {why}") from error
             raise
 
     async def close(self) -> None:
@@ -91,7 +92,8 @@ class PostgresStore:
         except DooersError:
             raise
         except Exception as error:
-            raise StoreError(f"cannot {purpose} the PostgreSQL database {self._pool.name}: {error}") from error
+            why = str(error) or type(error).__name__
+            raise StoreError(f"cannot {purpose} the PostgreSQL database {self._pool.name}: {why}") from error
         finally:
             if not opened:
                 await self._pool.close()

@@ -15,7 +15,7 @@ from samples import T0, THREAD
 from services.postgres import Address, OwnPostgres, Proxy, own_postgres
 
 from brokers.contract import WITHIN, BrokerContract, Process
-from dooers import WorkerConfig
+from dooers import WorkerConfig, WorkerServer
 from dooers.brokers import Broker, open_broker
 from dooers.brokers.postgres import LIMIT, QUIET, PostgresBroker
 from dooers.exceptions import ConfigError, NotFoundError, StoreError
@@ -119,6 +119,40 @@ async def test_behind_a_pooler_it_says_that_it_hears_nothing(
     monkeypatch.setattr("asyncpg.Connection.add_listener", listen)
     with pytest.raises(StoreError, match="broker_url"):
         await Process(PostgresBroker(evolve(postgres_config, database_timeout=0.3))).open()
+
+
+async def test_nothing_stays_open_where_it_cannot_be_told_whether_the_url_leads_to_the_database(
+    postgres: Address, postgres_config: WorkerConfig
+) -> None:
+    name = postgres_config.database_name
+    url = f"postgresql://{postgres.user}@/{name}?host={postgres.host}&port={postgres.port}"
+    with pytest.raises(StoreError):
+        await PostgresBroker(evolve(postgres_config, broker_url=url, database_port=1)).open(print, print)
+    async with postgres.session(name) as admin, asyncio.timeout(WITHIN):
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dooers broker' AND datname = $1"
+        while await admin.fetchval(query, name):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_worker_that_nobody_closed_says_goodbye_when_its_loop_ends(postgres_config: WorkerConfig) -> None:
+    async def live() -> None:
+        worker = WorkerServer(evolve(postgres_config, shutdown_grace=0))
+        await worker.ensure_initialized()
+        await asyncio.sleep(0)
+        worker._parts.broker().tell("goodbye")
+
+    async with opened(postgres_config) as (other,):
+        broker = other.broker
+        assert isinstance(broker, PostgresBroker)
+        began = asyncio.get_running_loop().time()
+        await asyncio.to_thread(asyncio.run, live())
+        assert asyncio.get_running_loop().time() - began < 4
+        await other.hears("goodbye")
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'dooers%' AND datname = current_database()"
+        async with asyncio.timeout(WITHIN):
+            while await broker._run(query) != 1:
+                await asyncio.sleep(0.01)
+        assert broker._company._others == set()
 
 
 # ---------------------------------------------------------------- a connection that is lost
@@ -239,6 +273,53 @@ async def test_keys_that_are_asked_for_at_once_share_a_statement(postgres_config
             one.broker.unlock(key)
         await asyncio.wait_for(waiting, WITHIN)
         assert len([query for query in sent if "advisory" in query]) <= 6
+
+
+async def test_a_connection_that_is_lost_again_while_keys_are_taken_back_comes_back_with_all_of_them(
+    postgres_config: WorkerConfig,
+) -> None:
+    async with opened(postgres_config, postgres_config) as (one, two):
+        broker = one.broker
+        assert isinstance(broker, PostgresBroker)
+        for key in "abc":
+            await broker.lock(key)
+        async with asyncio.timeout(QUIET):
+            async with broker._talk:  # so that it is lost just as the first key is asked for
+                broker._connection.terminate()
+                await broker._lost.wait()
+                await broker._here.wait()
+                while not broker._talk._waiters:
+                    await asyncio.sleep(0)
+                broker._connection.terminate()
+            await one.until(lambda: one.missed >= 2)
+        two.broker.tell("hello")
+        await one.hears("hello")
+        waiting = [asyncio.create_task(two.broker.lock(key)) for key in "abc"]
+        done, _ = await asyncio.wait(waiting, timeout=0.2)
+        assert not done
+        for key in "abc":
+            broker.unlock(key)
+        await asyncio.wait_for(asyncio.gather(*waiting), WITHIN)
+
+
+@pytest.mark.parametrize("where", ["before", "while it is said"])
+async def test_who_has_more_to_say_than_fits_says_the_newest_and_that_something_is_missing(
+    postgres_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr("dooers.brokers.postgres.WAITING", 3)
+    async with opened(postgres_config, postgres_config) as (one, two):
+        broker = one.broker
+        assert isinstance(broker, PostgresBroker)
+        async with broker._talk:
+            if where == "while it is said":  # and is put back, before what has come since
+                broker.tell("on its way")
+                while broker._waiting:
+                    await asyncio.sleep(0)
+            broker._connection.terminate()
+            for n in range(5):
+                broker.tell(f"{n}")
+        await two.until(lambda: two.missed > 0)
+        assert two.heard == ["2", "3", "4"]
 
 
 async def test_a_key_is_taken_from_who_gives_no_sign_of_life_and_from_nobody_else(

@@ -8,6 +8,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,20 @@ async def test_a_thread_that_is_held_up_does_not_hold_up_another(
         assert (await store.events(EventQuery(thread_id=free.id)))[-1].seq == 5
         assert not waiting.done()
     assert (await waiting).events[0].seq == 1
+
+
+async def test_a_dead_run_that_somebody_holds_does_not_keep_others_from_being_buried(
+    postgres: Address, postgres_config: WorkerConfig, store: PostgresStore
+) -> None:
+    thread = await opened(store)
+    runs = [Run(id=f"run-{n}", thread_id=thread.id, started_at=T0, process_id="dead") for n in range(3)]
+    await store.apply(Change(thread=thread, runs=tuple(runs)))
+    late = T0 + timedelta(seconds=60)
+    async with postgres.session(postgres_config.database_name) as other, other.transaction():
+        await other.execute("SELECT 1 FROM worker_runs WHERE id = 'run-1' FOR UPDATE")
+        async with asyncio.timeout(5):
+            assert sorted(run.id for run in await store.bury(late, late, "lost")) == ["run-0", "run-2"]
+    assert [run.id for run in await store.bury(late, late, "lost")] == ["run-1"]
 
 
 async def test_readers_get_a_connection_while_every_writer_waits(
