@@ -34,7 +34,7 @@ class Place:
     cluster: Cluster
     database: str
     postgres: OwnPostgres
-    redis: OwnRedis
+    redis: OwnRedis | None
 
     async def rows(self, sql: str, *values: Any) -> list[Any]:
         async with self.postgres.address.session(self.database) as session:
@@ -61,10 +61,11 @@ def redis() -> Iterator[OwnRedis]:
 
 @pytest.fixture(scope="module")
 def place(
-    request: pytest.FixtureRequest, own_server: OwnPostgres, redis: OwnRedis, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, own_server: OwnPostgres, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
     """Processes that the tests of one kind share."""
     broker, size = request.param
+    redis: OwnRedis | None = request.getfixturevalue("redis") if broker == "redis" else None
     database = f"cluster{uuid4().hex}"
 
     async def create() -> None:
@@ -81,7 +82,7 @@ def place(
         "database_password": address.password,
         "database_name": database,
         "database_pool_max": 5,
-        "broker_url": redis.url if broker == "redis" else None,
+        "broker_url": None if redis is None else redis.url,
         "run_heartbeat": HEARTBEAT,
         "run_timeout": TIMEOUT,
         "teardown_timeout": 1.0,
@@ -435,13 +436,16 @@ async def test_connections_of_the_broker_that_are_cut_under_load_lose_nothing(pl
 async def test_a_redis_that_drops_its_listeners_or_restarts_under_load_loses_nothing(
     place: Place, cluster: Cluster
 ) -> None:
+    redis = place.redis
+    assert redis is not None
+
     def drop() -> None:
-        with Redis.from_url(place.redis.url) as admin:
+        with Redis.from_url(redis.url) as admin:
             admin.client_kill_filter(_type="pubsub")
 
     def restart() -> None:
-        place.redis.stop()
-        place.redis.start()
+        redis.stop()
+        redis.start()
 
     async with load(place) as going:
         for fault in (drop, drop, restart, drop, restart):
