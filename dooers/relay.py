@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from attrs import Factory, define, evolve
 
 from dooers.broadcast import Broadcast, Member
 from dooers.brokers import Broker
-from dooers.exceptions import DooersError, StoreError
+from dooers.exceptions import StoreError
 from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadEvent, ThreadQuery
 from dooers.news import News, about, looks, read, write
 from dooers.steps import Growing
@@ -48,15 +48,17 @@ class Listener(Protocol):
         """Somebody asked another process to stop these turns."""
         ...
 
-    async def setting(self, worker_id: str, field_id: str) -> dict[str, Any] | None:
-        """The payload that tells of a setting as it is now; None where nobody is to be told."""
-        ...
-
 
 class Form(Protocol):
     """The settings of a worker, as clients see them."""
 
-    async def snapshot(self) -> dict[str, Any]: ...
+    async def snapshot(self) -> dict[str, Any]:
+        """The payload that tells of all of them."""
+        ...
+
+    async def patched(self, field_id: str) -> dict[str, Any] | None:
+        """The payload that tells of one as it is now; None where nobody is to be told."""
+        ...
 
 
 @define(eq=False)
@@ -92,7 +94,7 @@ class Relay:
         # Runs that were shown to be at work, and their threads: whoever was shown that is to be shown their end.
         self._begun: dict[str, str] = {}
         self._misheard = 0
-        self._topics_heard = 0
+        self._settings_told = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(CATCHING)
 
@@ -146,6 +148,7 @@ class Relay:
         here: bool = False,
     ) -> None:
         """A frame to a topic's followers, `here` or everywhere; with `about`, only to those who may see that thread."""
+        self._settings_told += topic == "settings"
         self._broadcast.tell(topic, worker_id, frame_type, payload, about)
         if not here and not self._broker.alone:
             self._say(
@@ -246,7 +249,7 @@ class Relay:
             self._growing.pop(event_id).end()
 
     def _heard_topic(self, news: News) -> None:
-        self._topics_heard += news.topic == "settings"
+        self._settings_told += news.topic == "settings"
         self._broadcast.tell(news.topic, news.worker_id, news.frame_type, news.payload, news.thread)
 
     def _heard_cancel(self, news: News) -> None:
@@ -297,15 +300,13 @@ class Relay:
                 self._begun[run.id] = run.thread_id
             else:
                 self._begun.pop(run.id, None)
-        while len(self._begun) > OVER:
-            del self._begun[next(iter(self._begun))]
+        _forget_oldest(self._begun)
         self._note_over(run.id for run in runs if run.status != "running")
         return change if len(runs) == len(change.runs) else evolve(change, runs=runs)
 
     def _note_over(self, ids: Iterable[str]) -> None:
         self._over.update(dict.fromkeys(ids))
-        while len(self._over) > OVER:
-            del self._over[next(iter(self._over))]
+        _forget_oldest(self._over)
 
     def _missed(self) -> None:
         """The broker was away. Whatever was told meanwhile is in the store, except for pieces of messages."""
@@ -334,12 +335,29 @@ class Relay:
 
     async def _read_forms(self) -> None:
         for worker_id in self._broadcast.followed("settings"):
+            await self._tell_form(worker_id, "settings.snapshot", lambda form: form.snapshot())
+
+    async def _read_setting(self, news: News) -> None:
+        """Tell of a setting that was too large to be told."""
+        field_id = news.payload["field_id"]
+        await self._tell_form(news.worker_id, news.frame_type, lambda form: form.patched(field_id))
+
+    async def _tell_form(
+        self, worker_id: str, frame_type: str, read: Callable[[Form], Awaitable[dict[str, Any] | None]]
+    ) -> None:
+        """Tell of settings as they are in the store."""
+        assert self._forms is not None
+        async with self._room:
             try:
-                if self._forms is not None:
-                    payload = await self._forms(worker_id).snapshot()
-                    self._broadcast.tell("settings", worker_id, "settings.snapshot", payload, None)
-            except DooersError as error:
-                log.warning("the settings of worker %s could not be read again (%r)", worker_id, error)
+                told, payload = -1, None
+                while told != self._settings_told:  # what was told meanwhile may be newer than what was read
+                    told = self._settings_told
+                    payload = await read(self._forms(worker_id))
+            except Exception as error:
+                log.warning("the settings of worker %s could not be read to be told (%r)", worker_id, error)
+                return
+        if payload is not None:
+            self._broadcast.tell("settings", worker_id, frame_type, payload, None)
 
     def _catch_up(self, thread_id: str, *, whole: bool = False) -> _Reading:
         """Read a thread, or read it again if that is under way: what is to be seen may have come since."""
@@ -355,21 +373,6 @@ class Relay:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _read_setting(self, news: News) -> None:
-        """Tell of a setting that was too large to be told."""
-        assert self._listener is not None
-        async with self._room:
-            try:
-                told, payload = -1, None
-                while told != self._topics_heard:  # what was told meanwhile may be newer than what was read
-                    told = self._topics_heard
-                    payload = await self._listener.setting(news.worker_id, news.payload["field_id"])
-            except Exception as error:
-                log.warning("a setting of worker %s could not be read to be told (%r)", news.worker_id, error)
-                return
-        if payload is not None:
-            self._broadcast.tell(news.topic, news.worker_id, news.frame_type, payload, None)
 
     async def _read_up(self, thread_id: str, reading: _Reading) -> None:
         """Show what people here lack of a thread, and then what was told of it while that was read."""
@@ -426,6 +429,11 @@ class Relay:
     def _show_read(self, change: Change) -> None:
         self._end_growing(change)
         self._broadcast.publish(self._without_ended(change))
+
+
+def _forget_oldest(kept: dict[str, Any]) -> None:
+    while len(kept) > OVER:
+        del kept[next(iter(kept))]
 
 
 _HEARD: dict[str, Callable[[Relay, News], None]] = {

@@ -16,7 +16,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
 
 from attrs import evolve
 
@@ -69,7 +68,6 @@ class Runner:
         self._collector = collector
         self._clock = clock
         self._lanes = lanes
-        self._settings = settings
         self._stage = Stage(config, store, collector, clock, settings, self.commit)
         self._turns: set[OpenTurn] = set()
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
@@ -144,10 +142,6 @@ class Runner:
             if run.status != "running":
                 self.buried(run.id)
         self._collector.show(change)
-
-    async def setting(self, worker_id: str, field_id: str) -> dict[str, Any] | None:
-        """What to tell people of a setting that another process has set, and could not tell."""
-        return await self._settings(worker_id).patched(field_id)
 
     def heard_cancel(self, thread_id: str | None, run_id: str | None, before: int | None) -> None:
         """Somebody asked another process to stop these turns."""

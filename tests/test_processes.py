@@ -707,6 +707,30 @@ async def test_a_connection_that_was_away_is_made_up_for_in_lists_and_forms(work
         assert types(await quiet(stranger)) == []
 
 
+async def test_a_form_that_is_read_again_is_not_older_than_what_was_told_meanwhile(worker_config: WorkerConfig) -> None:
+    async with pair(worker_config, echo) as workers, workers.clients() as (one, two):
+        await two.ask("settings.subscribe", {"worker_id": "worker"})
+        await quiet(two)
+        store, reached, go_on = workers.two._parts.store(), asyncio.Event(), asyncio.Event()
+        settings = store.settings
+
+        async def held(worker_id: str) -> Any:
+            found = await settings(worker_id)
+            reached.set()
+            await go_on.wait()
+            return found
+
+        store.settings = held  # type: ignore[method-assign]
+        workers.broker(workers.two).cut()
+        workers.broker(workers.two).mend()
+        await reached.wait()
+        await one.ask("settings.patch", {"worker_id": "worker", "field_id": "model", "value": "large"})
+        await until(two, lambda frame: frame["type"] == "settings.patch")
+        go_on.set()
+        (form,) = (await until(two, lambda frame: frame["type"] == "settings.snapshot"))[-1:]
+        assert [f["value"] for f in form["payload"]["fields"] if f["id"] == "model"] == ["large"]
+
+
 async def test_pieces_that_were_lost_are_not_made_up_but_the_whole_message_comes(worker_config: WorkerConfig) -> None:
     model = Model()
     async with pair(worker_config, model.handler) as workers:
