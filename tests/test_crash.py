@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,8 +21,11 @@ import pytest
 from attrs import Factory, define
 from services.audit import Audit, Books, check_file, look_into_postgres, look_into_sqlite
 from services.crashing import FAULTS, FIELDS
-from services.crowd import LIFE, Caller, Death, Lives, Person, Told, WrongError
+from services.crowd import LIFE, Caller, Death, Lives, Person, Told, WrongError, a_client, read_all
 from services.postgres import Address
+from services.workers import Frame, text_of
+
+from dooers.client import Client
 
 KILLS = int(os.environ.get("DOOERS_TEST_KILLS", "120"))
 SEED = int(os.environ.get("DOOERS_TEST_SEED", "1"))
@@ -31,7 +34,6 @@ ROUND = 120
 AUDIT_EVERY = 10
 UP_WITHIN = 20.0
 HEARTBEAT, TIMEOUT = 0.15, 0.5
-BURIED_WITHIN = 20.0
 TIMES = {"run_heartbeat": HEARTBEAT, "run_timeout": TIMEOUT, "shutdown_grace": 0, "teardown_timeout": 1.0}
 # What a server may complain of: the dead, what a handler was told to do, and no identity.
 EXPECTED = re.compile(
@@ -49,6 +51,7 @@ class Series:
     file: Path | None = None
     deaths: list[str] = Factory(list)
     counted: Counter[str] = Factory(Counter)
+    patience: float = 20.0  # seconds until the dead are buried
     slowest: float = 0.0
     largest: int = 0
 
@@ -76,13 +79,6 @@ class Series:
         while self.lives.number < kills:
             await self._live(_death(random), people, told)
         await self._end(people, told)
-        self.counted.update(
-            kills=self.lives.number,
-            said=len(told.said),
-            repeats=told.repeats,
-            deleted=len(told.deleted),
-            events=len(told.events),
-        )
         return told
 
     async def _open_threads(self, shared: list[str], http: httpx.AsyncClient, told: Told) -> None:
@@ -118,10 +114,14 @@ class Series:
                 )
                 self.counted["by itself"] += self.lives.dead.done()
                 await self.lives.kill()
-                await asyncio.wait_for(asyncio.gather(*living), UP_WITHIN)
+                await asyncio.wait_for(asyncio.wait(living), UP_WITHIN)
             finally:
                 for task in living:
                     task.cancel()
+                found = await asyncio.gather(*living, return_exceptions=True)
+            for wrong in found:
+                if wrong is not None:
+                    raise wrong
         if self.file is not None and self.lives.number % AUDIT_EVERY == 0:
             self.largest = max(self.largest, check_file(self.file, self.lives.home))
 
@@ -134,23 +134,33 @@ class Series:
     async def _end(self, people: list[Person | Caller], told: Told) -> None:
         """One that may live: everything is said and answered, nothing runs that is dead, and no more is logged than that."""
         url = await self._begin(None)
-        until = time.monotonic() + BURIED_WITHIN
+        until = time.monotonic() + self.patience
         await asyncio.gather(*(one.live(url, last=True) for one in people))
         while (audit := await self._audit(told)).running() and time.monotonic() < until:
             await asyncio.sleep(HEARTBEAT)
-        self.counted.update(
-            stored=len(audit.events),
-            ran=len(audit.ran),
-            unanswered=len(audit.unanswered()),
-            untold=len(audit.untold()),
-            buried=len(audit.broke_off()),
-        )
+        for thread_id in sorted({one.into for one in told.said.values() if one.into is not None}):
+            audit.check_read(thread_id, await read_all(url, thread_id))
         await self.lives.kill()
+        self._count(told, audit)
         print(self.seed, dict(self.counted), f"{self.slowest:.2f} s to start, log of {self.largest} bytes")
         audit.check_end()
         wrong = [line for line in self.lives.log.read_text().splitlines() if re.match(r"(WARNING|ERROR) ", line)]
         if wrong := [line for line in wrong if not EXPECTED.search(line)]:
             raise WrongError(f"the server has logged {wrong[:5]}")
+
+    def _count(self, told: Told, audit: Audit) -> None:
+        self.counted.update(
+            kills=self.lives.number,
+            said=len(told.said),
+            repeats=told.repeats,
+            deleted=len(told.deleted),
+            shown=len(told.events),
+            stored=len(audit.events),
+            ran=len(audit.ran),
+            unanswered=len(audit.unanswered()),
+            buried=len(audit.broke_off()),
+            untold=len(audit.untold()),
+        )
 
 
 def _death(random: Random) -> Death:
@@ -170,11 +180,11 @@ def _rounds() -> list[tuple[int, int]]:
     return [(SEED + n, min(ROUND, KILLS - n * ROUND)) for n in range(-(-KILLS // ROUND))]
 
 
-def on_sqlite(home: Path, seed: int, fault: str = "") -> Series:
+def on_sqlite(home: Path, seed: int, fault: str = "", patience: float = 20.0) -> Series:
     home.mkdir()
     file = home / "worker.db"
     lives = Lives({"database_type": "sqlite", "database_name": str(file), **TIMES}, home, fault)
-    return Series(lives, lambda: look_into_sqlite(file), seed, file)
+    return Series(lives, lambda: look_into_sqlite(file), seed, file, patience=patience)
 
 
 async def test_what_was_acknowledged_on_sqlite_outlives_a_kill_at_any_instant(tmp_path: Path) -> None:
@@ -205,4 +215,72 @@ async def test_what_was_acknowledged_on_postgres_outlives_a_kill_at_any_instant(
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_worker_that_breaks_a_promise_is_found_out(tmp_path: Path, fault: str) -> None:
     with pytest.raises(WrongError, match="DOOERS_TEST_SEED"):
-        await on_sqlite(tmp_path / fault, SEED, fault).run(60)
+        await on_sqlite(tmp_path / fault, SEED, fault, patience=3 * TIMEOUT).run(60 if fault != "bury_nobody" else 15)
+
+
+# ---------------------------------------------------------------- what a crash leaves
+
+
+async def say(client: Client, text: str, thread_id: str | None = None) -> None:
+    """Say something; its last word is its client_event_id."""
+    event = {"type": "message", "actor": "user", "content": [{"type": "text", "text": text}]}
+    await client.ask("event.create", {"thread_id": thread_id, "client_event_id": text.split(" ")[2], "event": event})
+
+
+async def follow(client: Client, thread_id: str) -> AsyncIterator[tuple[str, Frame]]:
+    """What is there, and then what comes, as if it came: events and runs of a thread."""
+    feed = client.frames()
+    snapshot = await client.ask("thread.subscribe", {"thread_id": thread_id})
+    for name in ("event", "run"):
+        for one in snapshot[f"{name}s"]:
+            yield name, one
+    async for frame in feed:
+        if frame["type"] == "run.upsert":
+            yield "run", frame["payload"]["run"]
+        for event in frame["payload"]["events"] if frame["type"] == "event.append" else ():
+            yield "event", event
+
+
+async def test_what_is_left_of_an_answer_whose_process_died_and_of_a_message_behind_it(tmp_path: Path) -> None:
+    lives = on_sqlite(tmp_path / "one", SEED).lives
+    async with lives.open():
+        async with a_client(await (await lives.begin()), "ana") as client:
+            feed = client.frames()
+            await say(client, "stream 10000 a")
+            told = [frame async for frame in until(feed, lambda frame: frame["type"] == "event.delta")]
+            thread_id = told[-1]["payload"]["thread_id"]
+            await say(client, "echo 1 b", thread_id)  # it waits for its turn
+            await lives.kill()
+        assert [line.split(" ")[0] for line in lives.ran.read_text().splitlines()] == ["a"]
+        async with a_client(await (await lives.begin()), "ana") as client:
+            there = follow(client, thread_id)
+            # Of what was shown in pieces there is nothing, for nobody was told that it is stored. The run is told as failed in the
+            # run's own error and in the thread, and only then: until then it is one that runs.
+            events, runs = list[Frame](), list[Frame]()
+            async for name, one in there:
+                (events if name == "event" else runs).append(one)
+                if name == "event" and one["actor"] == "system":
+                    break
+            assert [text_of(event) for event in events[:2]] == ["stream 10000 a", "echo 1 b"]
+            notice = events[2]
+            assert len(events) == 3
+            assert notice["data"] == {"error": True}
+            assert [run["status"] for run in runs if run["id"] == notice["run_id"]][-1:] in (["failed"], [])
+            # The message behind it was acknowledged, and stays unanswered: said again it is known, and nobody runs for it.
+            await say(client, "echo 1 b", thread_id)
+            again = await anext(there)
+            assert (again[0], again[1]["id"]) == ("event", events[1]["id"])
+            # The thread works.
+            await say(client, "echo 1 c", thread_id)
+            async for _, one in there:
+                if text_of(one if "content" in one else {"content": []}) == "re: echo 1 c":
+                    break
+        assert [line.split(" ")[0] for line in lives.ran.read_text().splitlines()] == ["a", "c"]
+
+
+async def until(feed: AsyncIterator[Frame], true: Callable[[Frame], bool]) -> AsyncIterator[Frame]:
+    """Frames up to the first that is so."""
+    async for frame in feed:
+        yield frame
+        if true(frame):
+            return

@@ -246,6 +246,12 @@ class Audit:
             if run["status"] == "failed" and told[run_id] != 1:
                 raise WrongError(f"a run has failed, and its thread was told {told[run_id]} times: {run}")
 
+    def check_read(self, thread_id: str, events: list[Frame]) -> None:
+        """Somebody new reads what is there."""
+        stored = [row for row in self.books.events if row["thread_id"] == thread_id]
+        if [_core(event) for event in events] != [_core(row) for row in stored]:
+            raise WrongError(f"thread {thread_id} has {len(stored)} events, and these are read: {events}")
+
     def untold(self) -> list[str]:
         """Runs that were closed for a dead process and of which their thread says nothing."""
         told = {row["run_id"] for row in self.books.events if row["notice"]}

@@ -23,7 +23,7 @@ from dooers.client import Client
 from dooers.exceptions import DisconnectedError, NotFoundError, RateLimitedError, ThreadBusyError
 from services.workers import ROOT, WITHIN, Frame, text_of
 
-__all__ = ["LIFE", "Caller", "Death", "Lives", "Person", "Said", "Told", "WrongError"]
+__all__ = ["LIFE", "Caller", "Death", "Lives", "Person", "Said", "Told", "WrongError", "a_client", "read_all"]
 
 # The kind of a death, and when: seconds after the start, seconds after it serves, or the so-manieth time of something.
 Death: TypeAlias = tuple[str, float]
@@ -221,7 +221,15 @@ class Told:
 # ---------------------------------------------------------------- people
 
 
-WORDS = [("echo", 1), ("bare", 1), ("steps", 4), ("tools", 2), ("stream", 12), ("title", 1), ("fail", 1)]
+def a_client(url: str, user_id: str) -> Client:
+    """A connection of somebody, to be entered."""
+    place = f"ws://{url}/ws"
+    return Client(place, organization_id="org-1", workspace_id="ws-1", user_id=user_id, deltas=True, within=WITHIN)
+
+
+WORDS = [("echo", 1), ("bare", 1), ("steps", 4), ("tools", 2), ("stream", 25), ("title", 1), ("fail", 1)]
+# Seconds between two things that somebody does, at most.
+PAUSE = 0.02
 
 
 @define(eq=False, repr=False)
@@ -247,19 +255,13 @@ class Person:
     _views: dict[str, _View] = Factory(dict)
     _news: asyncio.Event = Factory(asyncio.Event)
     _said: int = 0
+    _growing: str = ""
 
     async def live(self, url: str, last: bool = False) -> None:
         """Do this and that until the connection is lost; in the `last` life, until all is said and answered."""
         reading: asyncio.Task[None] | None = None
         try:
-            async with Client(
-                f"ws://{url}/ws",
-                organization_id="org-1",
-                workspace_id="ws-1",
-                user_id=self.name,
-                deltas=True,
-                within=WITHIN,
-            ) as client:
+            async with a_client(url, self.name) as client:
                 feed = client.frames()
                 await self._come_back(client)
                 reading = asyncio.create_task(self._read(feed))
@@ -267,14 +269,15 @@ class Person:
                     await self._post(client, self._unsure[0])
                 while not last:
                     await self._act(client)
-                    await asyncio.sleep(self.random.uniform(0, 0.02))
+                    await asyncio.sleep(self.random.uniform(0, PAUSE))
                 for thread_id in self.shared:
                     await self._is_answered(client, thread_id, reading)
         except DisconnectedError:
             if last:
                 raise
-        if reading is not None:
-            await reading
+        finally:
+            if reading is not None:
+                await reading  # to the end of what had arrived
 
     # ------------------------------------------------------------ reading
 
@@ -314,6 +317,8 @@ class Person:
         with suppress(DisconnectedError):
             async for frame in feed:
                 self.told.frame(frame)
+                if frame["type"] == "event.delta" and frame["payload"]["thread_id"] in self.shared:
+                    self._growing = frame["payload"]["thread_id"]
                 if frame["type"] == "event.append":
                     for event in frame["payload"]["events"]:
                         self._take(event)
@@ -340,13 +345,13 @@ class Person:
         chance = self.random.random()
         if chance < 0.06:
             await self._post(client, self._new(None))
-        elif chance < 0.12:
+        elif chance < 0.14:
             await self._cancel(client)
-        elif chance < 0.22:
+        elif chance < 0.24:
             await self._patch(client)
-        elif chance < 0.26 and self.own:
+        elif chance < 0.28 and self.own:
             await self._delete(client, self.random.choice(self.own))
-        elif chance < 0.32:
+        elif chance < 0.34:
             await self._say_again(client)
         else:
             await self._post(client, self._new(self.random.choice(self.shared)))
@@ -384,7 +389,9 @@ class Person:
             await self._post(client, self.random.choice(mine))
 
     async def _cancel(self, client: Client) -> None:
-        await client.ask("run.cancel", {"thread_id": self.random.choice(self.shared)})
+        """Stop what is being written, of all things: what there is of it is then called a piece."""
+        thread_id = self._growing or self.random.choice(self.shared)
+        await client.ask("run.cancel", {"thread_id": thread_id})
 
     async def _patch(self, client: Client) -> None:
         known = self.told.settings[self.field]
@@ -414,6 +421,18 @@ class Person:
                     await asyncio.wait_for(self._news.wait(), 0.05)
 
 
+async def read_all(url: str, thread_id: str) -> list[Frame]:
+    """A thread as somebody finds it who was never here, page by page."""
+    async with a_client(url, "late") as client:
+        snapshot = await client.ask("thread.subscribe", {"thread_id": thread_id})
+        events: list[Frame] = snapshot["events"]
+        more = snapshot["has_more"]
+        while more:
+            page = await client.ask("event.list", {"thread_id": thread_id, "before_event_id": events[0]["id"]})
+            events, more = page["events"] + events, page["has_more"]
+    return events
+
+
 @define(eq=False, repr=False)
 class Caller:
     """Somebody who uses the other door, over HTTP: the same key again until there is an answer."""
@@ -430,7 +449,7 @@ class Caller:
         try:
             while self._unsure is not None or not last:
                 await self._call(url)
-                await asyncio.sleep(self.random.uniform(0, 0.02))
+                await asyncio.sleep(self.random.uniform(0, PAUSE))
         except httpx.TransportError:
             if last:
                 raise
