@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from datetime import timedelta
+from contextlib import suppress
+from datetime import datetime, timedelta
 from math import inf
+
+from attrs import evolve
 
 from dooers.brokers import Broker
 from dooers.codec import clean
 from dooers.config import WorkerConfig
-from dooers.exceptions import told
+from dooers.exceptions import NotFoundError, told
 from dooers.models import Run
 from dooers.runner import Runner
 from dooers.stores import Store
@@ -40,8 +42,6 @@ class Pulse:
         self._clock = clock
         self._process_id = process_id
         self._task: asyncio.Task[None] | None = None
-        # Dead runs that were closed, and of whose end nobody was told yet.
-        self._untold: deque[Run] = deque()
         # Until when nobody can have taken this process for dead, and whoever waits to know that again.
         self._sure_until = 0.0
         self._again = asyncio.Event()
@@ -103,16 +103,24 @@ class Pulse:
                 self._runner.buried(run_id)
 
     async def _bury(self) -> None:
-        now, error_id = self._clock.now(), self._clock.new_id()
+        """Close the runs of the dead. The end of each is stored together with the word of it: whoever dies over that leaves the run as it
+        was, to be found by the next look."""
+        now = self._clock.now()
+        before = now - timedelta(seconds=self._config.run_timeout)
+        dead = await self._store.silent(before, now)
+        # All at once: one thread that cannot be written is to keep nobody from the others.
+        failed = await asyncio.gather(*(self._mourn(run, now) for run in dead), return_exceptions=True)
+        for error in failed:
+            if error is not None:
+                raise error
+
+    async def _mourn(self, run: Run, now: datetime) -> None:
+        thread, error_id = await self._store.thread(run.thread_id), self._clock.new_id()
+        if thread is None:
+            return
         dead = TimeoutError("its process gave no sign of life")
         text = clean(told("The answer broke off.", dead, error_id, expose=self._config.expose_errors))
-        for run in await self._store.bury(now - timedelta(seconds=self._config.run_timeout), now, text):
+        over = evolve(run, status="failed", ended_at=now, error=text)
+        with suppress(NotFoundError):  # it has ended after all, another process was faster, or the thread is gone
+            await self._runner.commit(mourning(thread, over, self._clock))
             log.error("run %s in thread %s was left by a dead process (error %s)", run.id, run.thread_id, error_id)
-            self._untold.append(run)
-        while self._untold:  # where the database goes away now, the next beat goes on with it
-            run = self._untold[0]
-            thread = await self._store.thread(run.thread_id)
-            if thread is not None:
-                self._runner.close_later(mourning(thread, run, self._clock))
-            self._untold.popleft()
-            await self._runner.close_again()

@@ -155,10 +155,6 @@ class Runner:
         for opened in self._stop(run_id=run_id):
             opened.steps.forget("its run was closed by another process")
 
-    def close_later(self, change: Change) -> None:
-        """Store this end of a run with the next `close_again`, or with the one after it."""
-        self._stage.close_later(change)
-
     async def close_again(self) -> None:
         """Store the ends of turns that could not be stored when they came."""
         await self._stage.close_again()

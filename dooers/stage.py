@@ -119,11 +119,7 @@ class Stage:
         except Exception as unclosed:  # the last line of defence: the queue must move on
             log.error("the end of a turn in thread %s could not be stored: %r", opened.thread.id, unclosed)
             if change is not None and change.runs:
-                self.close_later(change)
-
-    def close_later(self, change: Change) -> None:
-        """Keep an end for `close_again`."""
-        self._unclosed.append(change)
+                self._unclosed.append(change)
 
     async def close_again(self) -> None:
         """Store the ends that could not be stored when they came: while this process lives, nobody else closes its runs."""
