@@ -147,7 +147,12 @@ class Collector:
         self._closing = False
         self._sender: asyncio.Task[None] | None = None
         self._under_way = 0
-        self.dropped = 0
+        self.dropped = self.delivered = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait for the webhook."""
+        return len(self._buffer) + self._under_way
 
     def observe(self, change: Change) -> None:
         """Take the automatic events of a Change that this process has stored."""
@@ -258,6 +263,7 @@ class Collector:
                 log.info("analytics: batch %s was not delivered: %r", batch.batch_id, error)
                 continue
             if answer.is_success:
+                self.delivered += len(batch.events)
                 return
             if answer.status_code < 500 and answer.status_code != 429:
                 break

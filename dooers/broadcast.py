@@ -172,6 +172,10 @@ class Broadcast:
         """How many threads a session is subscribed to."""
         return len(self._subscribed.get(member, ()))
 
+    def followers(self) -> tuple[int, int]:
+        """How many subscriptions to threads there are, and to how many threads."""
+        return sum(map(len, self._threads.values())), len(self._threads)
+
     # ------------------------------------------------------------ what they have
 
     def watched(self) -> list[str]:

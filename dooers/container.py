@@ -30,6 +30,7 @@ from dooers.runner import Runner
 from dooers.schema import SettingsSchema
 from dooers.send import WorkerSend
 from dooers.settings import TypedSettings
+from dooers.stats import Counts
 from dooers.stores import Store, open_store
 from dooers.stores.sql import Statement
 from dooers.stores.sql_postgres import Beside
@@ -106,13 +107,16 @@ class Worker(containers.DeclarativeContainer):
     store = providers.Singleton(open_store, config, providers.Singleton(_beside, broker.provider, process_id.provider))
     vault = providers.Singleton(Vault, config.provided.settings_encryption_key)
     # Made anew each time the worker opens.
+    counts = providers.Singleton(Counts)
     broadcast = providers.Singleton(Broadcast, clock)
     relay = providers.Singleton(Relay, broadcast, broker, store, clock, process_id)
     collector = providers.Singleton(Collector, config, relay, clock)
     quotas = providers.Singleton(Quotas, config)
     lanes = providers.Singleton(Lanes, config.provided.thread_queue_limit)
     settings = providers.Singleton(SettingsOf, store, relay, clock, vault, shape)
-    runner = providers.Singleton(Runner, config, store, relay, broker, collector, clock, lanes, settings, process_id)
+    runner = providers.Singleton(
+        Runner, config, store, relay, broker, collector, clock, lanes, settings, counts, process_id
+    )
     pulse = providers.Singleton(Pulse, config, store, runner, broker, clock, process_id)
     repository = providers.Singleton(Repository, runner, store, clock, settings)
 

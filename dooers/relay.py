@@ -98,6 +98,11 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(CATCHING)
 
+    @property
+    def catching_up(self) -> int:
+        """Of how many threads something was missed, and is being read."""
+        return len(self._catching)
+
     async def open(self, listener: Listener, forms: Callable[[str], Form]) -> None:
         """Begin to hear. `forms` gives the settings of a worker id."""
         self._listener, self._forms = listener, forms
