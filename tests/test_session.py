@@ -433,23 +433,3 @@ async def test_a_close_says_why(worker_config: WorkerConfig) -> None:
     message = await client.socket.to_client.get()
     assert message == {"type": "websocket.close", "code": 4408, "reason": "no connect frame in time"}
     await worker.close()
-
-
-# ---------------------------------------------------------------- a connection of which nothing is heard
-
-
-async def test_a_connection_of_which_nothing_is_heard_is_closed_and_one_that_pings_is_not(
-    worker_config: WorkerConfig,
-) -> None:
-    worker = WorkerServer(evolve(worker_config, idle_timeout=0.3))
-    async with worker.lifespan():
-        async with WorkerClient(worker) as pinging, WorkerClient(worker) as silent:
-            closed = asyncio.ensure_future(silent.receive())
-            while not closed.done():
-                await pinging.ask("ping")
-                await asyncio.sleep(0.02)
-            with pytest.raises(Closed) as raised:
-                await closed
-            assert raised.value.code == 1013
-            assert (await pinging.ask("ping"))["type"] == "pong"
-        assert worker.stats().sessions == 0
