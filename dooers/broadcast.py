@@ -174,7 +174,8 @@ class Broadcast:
 
     def followers(self) -> tuple[int, int]:
         """How many subscriptions to threads there are, and to how many threads."""
-        return sum(map(len, self._threads.values())), len(self._threads)
+        feeds = list(self._threads.values())
+        return sum(map(len, feeds)), len(feeds)
 
     # ------------------------------------------------------------ what they have
 

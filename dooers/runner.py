@@ -88,7 +88,7 @@ class Runner:
     @property
     def at_work(self) -> int:
         """How many turns run; the others wait for their place, or for somebody to run them."""
-        return sum(opened.status == "running" for opened in self._turns)
+        return sum(opened.status == "running" for opened in list(self._turns))
 
     @property
     def waiting(self) -> int:

@@ -132,8 +132,9 @@ class WorkerServer(Registration):
 
     def stats(self) -> WorkerStats:
         """What this process is at, and has done since it was opened: connections, turns, frames, transactions, drops. Costs a walk
-        over the connections and turns; ask once in some seconds."""
-        parts, outboxes = self._parts, [session.outbox for session in self._sessions]
+        over the connections and turns; ask once in some seconds, from any thread."""
+        # Copies, here and below: whoever collects metrics does it in a thread of its own.
+        parts, outboxes = self._parts, [session.outbox for session in list(self._sessions)]
         counts, runner, collector, store = parts.counts(), parts.runner(), parts.collector(), parts.store()
         subscriptions, followed = parts.broadcast().followers()
         return WorkerStats(
