@@ -29,7 +29,8 @@ class Elsewhere:
     def __init__(self, broadcast: Broadcast) -> None:
         self._broadcast = broadcast
         self._growing: dict[str, Growing] = {}
-        # Runs that have ended, and messages that are whole: a set in the order of arrival.
+        # Messages that are whole, and runs that have ended: sets in the order of arrival. (A run may have the id of a message.)
+        self._whole: dict[str, None] = {}
         self._over: dict[str, None] = {}
         # Runs that were shown to be at work, and their threads: whoever was shown that is to be shown their end.
         self._begun: dict[str, str] = {}
@@ -39,7 +40,7 @@ class Elsewhere:
         event_id, thread, event = news.event_id, news.thread, news.event
         if event_id is None:
             raise ValueError("news of a piece without its message")
-        if event_id in self._over:
+        if event_id in self._whole:
             return  # it is whole already: what the store says may overtake what is told otherwise
         growing = self._growing.get(event_id)
         if growing is None and thread is not None and event is not None:
@@ -65,7 +66,7 @@ class Elsewhere:
     def end(self, change: Change) -> None:
         """A Change is known: the messages that are whole with it, and those of runs that are over, grow no more."""
         done = {event.id: event for event in change.events}
-        self._note_over(done)
+        _remember(self._whole, done)
         over = {run.id for run in change.runs if run.status != "running"}
         for event_id, growing in list(self._growing.items()):
             event = growing.event
@@ -94,12 +95,13 @@ class Elsewhere:
             else:
                 self._begun.pop(run.id, None)
         _forget_oldest(self._begun)
-        self._note_over(run.id for run in runs if run.status != "running")
+        _remember(self._over, (run.id for run in runs if run.status != "running"))
         return change if len(runs) == len(change.runs) else evolve(change, runs=runs)
 
-    def _note_over(self, ids: Iterable[str]) -> None:
-        self._over.update(dict.fromkeys(ids))
-        _forget_oldest(self._over)
+
+def _remember(kept: dict[str, None], ids: Iterable[str]) -> None:
+    kept.update(dict.fromkeys(ids))
+    _forget_oldest(kept)
 
 
 def _forget_oldest(kept: dict[str, Any]) -> None:

@@ -107,8 +107,7 @@ class Stage:
         try:
             with suppress(asyncio.CancelledError):  # of a loop that ends: the run must be closed all the same
                 await steps.finish()
-            begun = opened.status != "waiting"
-            change = closing(steps.turn, outcome, self._clock, notice=notice, begun=begun)
+            change = closing(steps.turn, outcome, self._clock, notice=notice, traced=steps.traced)
             if change is not None and not steps.gone:
                 await self._commit(change)
         except NotFoundError:

@@ -17,7 +17,7 @@ RINGS: list[set[str]] = [
     {"access", "codec", "content", "dialects", "news", "protocol", "send", "settings", "stats", "turn"} | {"history"},
     {"brokers", "clock", "stores", "vault"},
     {"lanes", "broadcast", "quota", "analytics", "context", "steps", "openturn", "elsewhere"}
-    | {"catchup", "relay", "stage", "runner", "pulse", "repository"},
+    | {"catchup", "relay", "stage", "trace", "runner", "pulse", "repository"},
     {"inject", "container", "lifecycle", "session", "registration", "resume", "routes"} | {"routing", "dispatch"},
     {"asgi", "server", "client", "chat", "cli", "testing", "__init__", "__main__"},
 ]
