@@ -1,43 +1,36 @@
 """Delivery to a webhook: what is taken goes into a bounded buffer, and from there in signed batches to a URL, one after the other.
 
 Who delivers waits, who takes never does. A webhook that hangs, fails or floods costs time and memory within `Limits`, and events
-that are counted. What an event is, and which there are, is `analytics.py`'s business.
+that are counted. What an event is, and which there are, is `analytics.py`'s business; how one request is made, `courier.py`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import random
 import time
-from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from contextvars import ContextVar
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from contextvars import Context
+from datetime import datetime
 from typing import Any
 
 from attrs import field, frozen
 
 from dooers.codec import dumps
-from dooers.config import WorkerConfig, signing_key
-from dooers.exceptions import ConfigError, quoted
+from dooers.config import WorkerConfig
+from dooers.courier import Courier, kinds, retry_after
+from dooers.exceptions import quoted
 from dooers.turn import Clock
 
-__all__ = ["Limits", "Losses", "Webhook", "full_jitter", "retry_after", "signatures"]
+__all__ = ["Limits", "Losses", "Webhook", "full_jitter"]
 
 log = logging.getLogger("dooers")
 
 # Statuses after which the same batch may be taken a moment later. All others below 500 say that it never will be.
 _PASSING = (408, 425, 429)
-# Enough of an answer to keep its connection for the next batch. Of a longer one nobody needs the rest.
-_ANSWER_BYTES = 64 * 1024
-_ANSWER_TIME = 1.0
 
 
 @frozen(kw_only=True)
@@ -74,25 +67,6 @@ class Batch:
 def full_jitter(most: float) -> float:
     """Anything up to `most`, so that many who failed together do not come back together."""
     return random.uniform(0, most)
-
-
-def retry_after(header: str | None, now: datetime) -> float | None:
-    """The seconds that a `Retry-After` asks for, as a number or as a date; None where there is none that can be read."""
-    text = (header or "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
-    try:
-        at = parsedate_to_datetime(text)
-        at = at if at.tzinfo else at.replace(tzinfo=UTC)
-        return max(0.0, (at - now).total_seconds())
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-
-
-def signatures(keys: Iterable[bytes], batch_id: str, timestamp: int, body: bytes) -> str:
-    """The `webhook-signature` of the Standard Webhooks scheme: one of each key, so that a receiver may know the old or the new one."""
-    signed = f"{batch_id}.{timestamp}.".encode() + body
-    return " ".join("v1," + b64encode(hmac.digest(key, signed, hashlib.sha256)).decode() for key in keys)
 
 
 class Losses:
@@ -142,13 +116,11 @@ class Webhook:
     ) -> None:
         self._batch_size = config.analytics_batch_size
         self._interval = config.analytics_flush_interval
-        self._keys = [signing_key(secret) for secret in config.analytics_webhook_secret or ()]
         self._clock = clock
         self._limits = Limits() if limits is None else limits
         self._jitter = jitter
         self._losses = Losses(monotonic)
-        self._url = config.analytics_webhook_url or ""
-        self._new_client = _clients(self._url)
+        self._courier = Courier(config.analytics_webhook_url or "", config.analytics_webhook_secret or ())
         # What waits, of each worker in order; the first worker is next. A batch is cut when it is its turn, and stays until it is settled.
         self._lines: dict[str, deque[bytes]] = {}
         self._batch: Batch | None = None
@@ -225,17 +197,17 @@ class Webhook:
                 # A loop that ends has cancelled the sender before it comes to us. What is left deserves another one all the same.
                 if not (sender.done() and sender.cancelled()):
                     break
+        finally:
+            self._give_up()
             if sender is not None and sender.get_loop() is loop and not sender.done():
                 sender.cancel()
                 await asyncio.wait([sender], timeout=max(0.0, end - loop.time()))
-        finally:
-            self._give_up()
 
     def _give_up(self) -> None:
         if lost := self.waiting:
             self._losses.count += lost
             log.warning("analytics: %d events were not delivered before the worker closed", lost)
-        # A sender that does not even let itself be cancelled has nothing more to settle.
+        # Before the sender is cancelled: it has nothing more to settle, also if it does not let itself be.
         self._lines.clear()
         self._batch, self._sender = None, None
         self.waiting = self._bytes = 0
@@ -247,14 +219,14 @@ class Webhook:
         if sender is None or sender.done() or sender.get_loop() is not asyncio.get_running_loop():
             # New events too: the old ones may belong to a loop that has ended.
             self._enough, self._closing = asyncio.Event(), asyncio.Event()
-            self._sender = sender = asyncio.create_task(self._send(), name="dooers-analytics")
+            # A context of its own: it is no part of the turn that happens to be the first to have something to tell.
+            self._sender = sender = asyncio.create_task(self._send(), name="dooers-analytics", context=Context())
         return sender
 
     async def _send(self) -> None:
-        _be_unheard()
         while self._deadline is None or self.waiting:
             # A client that was cut off keeps what it was doing in its pool; after a failure the next attempt has a new one.
-            async with self._new_client() as client:
+            async with self._courier.client() as client:
                 fit = True
                 while fit and (self._deadline is None or self.waiting):
                     await self._due()
@@ -297,10 +269,11 @@ class Webhook:
         self._attempts += 1
         self._asked_for = 0.0
         try:
-            status, header = await self._post(client, batch)
+            stamp = int(self._clock.now().timestamp())
+            status, header = await self._courier.post(client, batch.id, stamp, batch.body, self._limits.timeout)
             why = f"it answers {status}"
         except Exception as error:  # whatever the network does, the next attempt may work
-            status, header, why = 0, None, _kinds(error)
+            status, header, why = 0, None, kinds(error)
         if batch is not self._batch:
             return False  # given up meanwhile
         if 200 <= status < 300:
@@ -348,88 +321,8 @@ class Webhook:
         self._settle(batch)
         self._losses.add(batch.count, why)
 
-    async def _post(self, client: Any, batch: Batch) -> tuple[int, str | None]:
-        """One attempt: the status, and the Retry-After."""
-        headers = {"content-type": "application/json", "webhook-id": batch.id}
-        headers["webhook-timestamp"] = str(timestamp := int(self._clock.now().timestamp()))
-        if self._keys:
-            headers["webhook-signature"] = signatures(self._keys, batch.id, timestamp, batch.body)
-        request = client.build_request("POST", self._url, content=batch.body, headers=headers)
-        # One bound around all of it: httpx's own start anew with every byte that a slow webhook sends.
-        async with asyncio.timeout(self._limits.timeout):
-            answer = await client.send(request, stream=True)
-        with suppress(Exception):
-            await _read_up(answer)
-        return answer.status_code, answer.headers.get("retry-after")
-
 
 def _envelope(batch_id: str, worker_id: str, events: list[bytes], sent_at: datetime) -> bytes:
     """The JSON of `analytics.AnalyticsBatch`, around events that are JSON already."""
     head, tail = dumps({"batch_id": batch_id, "worker_id": worker_id}), dumps({"sent_at": sent_at})
     return b'%b,"events":[%b],%b' % (head[:-1].encode(), b",".join(events), tail[1:].encode())
-
-
-async def _read_up(answer: Any) -> None:
-    """Read a short answer to its end, so that its connection can be used again. The status is known, whatever happens here."""
-    try:
-        async with asyncio.timeout(_ANSWER_TIME):
-            size = 0
-            async for piece in answer.aiter_raw():
-                size += len(piece)
-                if size > _ANSWER_BYTES:
-                    break
-    finally:
-        await answer.aclose()
-
-
-def _kinds(error: BaseException) -> str:
-    """What went wrong, by the names of the errors only: their texts may have the URL in them, or what the webhook says."""
-    names: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None and len(names) < 10:
-        text = type(cause).__name__
-        names += [text] if text not in names else []
-        cause = cause.__cause__ or cause.__context__
-    return "no answer (" + ", ".join(names) + ")"
-
-
-def _clients(url: str) -> Callable[[], Any]:
-    """Makes HTTP clients for a URL. Whatever stands against that is told here, when the worker starts."""
-    try:
-        import httpx
-    except ImportError:
-        raise ConfigError("WorkerConfig.analytics_webhook_url: this needs httpx; pip install httpx") from None
-
-    def client() -> Any:
-        # Cookies are never kept: each answer could bring more of them, and all would be sent along with each batch.
-        cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-        return httpx.AsyncClient(verify=trust, timeout=None, cookies=cookies, follow_redirects=False)
-
-    try:
-        # Once, since reading the authorities takes milliseconds.
-        trust = httpx.create_ssl_context()
-        fits = bool(client().build_request("POST", url).url.host)
-        why = ""
-    except Exception as error:
-        fits, why = False, f" ({type(error).__name__})"
-    if not fits:
-        raise ConfigError(
-            "WorkerConfig.analytics_webhook_url: expected an http(s) URL that httpx can send to, got one that is not shown"
-            f"{why}; look at it, and at HTTP_PROXY and such in the environment"
-        )
-    return client
-
-
-_DELIVERING: ContextVar[bool] = ContextVar("dooers_delivering", default=False)
-_TALKERS = ("httpx", *(f"httpcore.{name}" for name in ("connection", "http11", "http2", "proxy", "socks")))
-
-
-def _not_ours(record: logging.LogRecord) -> bool:
-    return not _DELIVERING.get()
-
-
-def _be_unheard() -> None:
-    """Keep what httpx says of this task's requests out of the log: the URL may hold a token, and so may a redirect's."""
-    _DELIVERING.set(True)
-    for name in _TALKERS:
-        logging.getLogger(name).addFilter(_not_ours)

@@ -243,6 +243,18 @@ def test_encryption_keys_come_from_the_environment_newest_first_and_are_never_sh
     assert old not in repr(made)
 
 
+def test_the_secret_of_the_webhook_comes_from_the_environment_newest_first_and_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORKER_ANALYTICS_WEBHOOK_SECRET", "new-secret, whsec_b2xkLXNlY3JldA==")
+    made = config(analytics_webhook_url="https://example.org/never-token")
+    assert made.analytics_webhook_secret == ("new-secret", "whsec_b2xkLXNlY3JldA==")
+    assert config(analytics_webhook_secret="mine").analytics_webhook_secret == ("mine",)
+    assert config(analytics_webhook_secret=("with, comma",)).analytics_webhook_secret == ("with, comma",)
+    assert config(analytics_webhook_secret="").analytics_webhook_secret == ()
+    assert not any(secret in repr(made) for secret in ("new-secret", "b2xk", "never-token"))
+
+
 @pytest.mark.parametrize("mode", ["disable", "prefer", "require", "verify-ca", "verify-full"])
 def test_ssl_takes_the_words_of_postgresql(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_DATABASE_SSL", mode)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "dooers"
 RINGS: list[set[str]] = [
     {"models", "exceptions", "schema", "config"},
     {"access", "codec", "content", "dialects", "news", "protocol", "send", "settings", "turn", "history"},
-    {"brokers", "clock", "stores", "vault", "webhook"},
+    {"brokers", "clock", "courier", "stores", "vault", "webhook"},
     {"lanes", "broadcast", "quota", "analytics", "context", "steps", "openturn", "relay"}
     | {"stage", "runner", "pulse", "repository"},
     {"inject", "container", "lifecycle", "session", "resume", "routes", "routing", "dispatch"},
@@ -35,7 +35,7 @@ ONLY_IN = {
     "azure": {"stores"},
     "aiohttp": {"stores"},
     "sqlite3": {"stores"},
-    "httpx": {"webhook"},
+    "httpx": {"courier"},
     "websockets": {"client"},
     "uvicorn": {"cli"},
     "typer": {"cli", "chat"},
