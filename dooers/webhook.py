@@ -70,7 +70,7 @@ def full_jitter(most: float) -> float:
 
 
 class Losses:
-    """Counts what is lost and says so: at once, then at growing distance, and once more when nothing waits any longer."""
+    """Counts what is lost and says so: at once, then at growing distance, and once more when it is over."""
 
     FIRST, LONGEST = 60.0, 3600.0
 
@@ -96,7 +96,7 @@ class Losses:
         log.warning("analytics: %d events dropped so far, the last %d because %s", self._since, events, why)
 
     def over(self) -> None:
-        """All that waited was delivered."""
+        """The webhook takes events, and there is room for more."""
         if self._said:
             log.warning("analytics: the webhook takes events again; %d were dropped meanwhile", self._since)
             self._since, self._said = 0, False
@@ -280,7 +280,7 @@ class Webhook:
             self._streak = 0
             self.delivered += batch.count
             self._settle(batch)
-            if not self.waiting:
+            if 2 * self.waiting <= self._limits.events and 2 * self._bytes <= self._limits.bytes:
                 self._losses.over()
             return True
         self.failed_attempts += 1
