@@ -299,6 +299,8 @@ class WorkerConfig:
     frames_per_second: float = field(default=500.0, validator=_at_least(0.01, int, float))
     frames_burst: int = field(default=2000, validator=_at_least(1))
     connect_timeout: float = field(default=30.0, validator=_at_least(0.01, int, float))
+    # A connection of which nothing was heard for so long is closed. None: never; dead peers are the server's pings' to find.
+    idle_timeout: float | None = field(default=None, validator=_at_least(0.01, int, float, type(None)))
     outbox_frames: int = field(default=10_000, validator=_at_least(16))
     outbox_bytes: int = field(default=16 * 1024 * 1024, validator=_at_least(65536))
     # What becomes of a message whose thread is being answered: it waits, runs beside, is refused, or takes the other's place.

@@ -62,6 +62,7 @@ class OpenTurn:
     repeated: bool
     ticket: Ticket
     status: TurnStatus = "waiting"
+    stored_at: float = field(factory=lambda: asyncio.get_running_loop().time())
     task: asyncio.Task[HandlerError | None] | None = None
     canceled: bool = False
     expired: bool = False

@@ -30,6 +30,7 @@ from dooers.models import Change, ThreadEvent
 from dooers.openturn import Message, OpenTurn
 from dooers.relay import Relay
 from dooers.stage import Stage
+from dooers.stats import Counts
 from dooers.steps import Sink, Steps
 from dooers.stores import Store
 from dooers.turn import Clock, Turn, opening
@@ -58,6 +59,7 @@ class Runner:
         clock: Clock,
         lanes: Lanes,
         settings: Callable[..., WorkerSettings],
+        counts: Counts,
         process_id: str,
     ) -> None:
         self._config = config
@@ -68,6 +70,7 @@ class Runner:
         self._collector = collector
         self._clock = clock
         self._lanes = lanes
+        self._counts = counts
         self._stage = Stage(config, store, collector, clock, settings, self.commit)
         self._turns: set[OpenTurn] = set()
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
@@ -81,6 +84,21 @@ class Runner:
     def running(self) -> int:
         """How many turns have a task: they run or wait for their place."""
         return len(self._turns)
+
+    @property
+    def at_work(self) -> int:
+        """How many turns run; the others wait for their place, or for somebody to run them."""
+        return sum(opened.status == "running" for opened in list(self._turns))
+
+    @property
+    def waiting(self) -> int:
+        """How many turns wait."""
+        return len(self._turns) + len(self._unrun) - self.at_work
+
+    @property
+    def ends_waiting(self) -> int:
+        """How many ends of turns wait for a database that is away."""
+        return self._stage.ends_waiting
 
     @property
     def runs(self) -> list[str]:
@@ -268,6 +286,7 @@ class Runner:
             sink.end(error)
         if not opened.over.done():
             opened.over.set_result(None)
+            self._counts.turn(opened.status)
 
     # ------------------------------------------------------------ a turn is stopped
 

@@ -121,6 +121,11 @@ class Stage:
             if change is not None and change.runs:
                 self.close_later(change)
 
+    @property
+    def ends_waiting(self) -> int:
+        """How many ends wait for `close_again`."""
+        return len(self._unclosed)
+
     def close_later(self, change: Change) -> None:
         """Keep an end for `close_again`."""
         self._unclosed.append(change)
@@ -148,6 +153,8 @@ class Stage:
             identity=message.identity,
             thread_title=thread.title,
             thread_created_at=thread.created_at,
+            handler=message.handler.name,
+            waited=asyncio.get_running_loop().time() - opened.stored_at,
         )
         return {
             "incoming": WorkerIncoming(opened.event.content, context),

@@ -197,6 +197,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("teardown_timeout", float("nan"), "at least 0.01, got nan"),
     ("shutdown_grace", -0.1, "at least 0, got -0.1"),
     ("broker_url", 5, "str or None, got 5"),
+    ("idle_timeout", 0, "at least 0.01, got 0"),
+    ("idle_timeout", "60", "int or float or None, got '60'"),
     ("run_heartbeat", 0, "at least 0.01, got 0"),
     ("run_timeout", "6", "int or float, got '6'"),
     ("run_timeout", 5.9, "at least three heartbeats (6), got 5.9"),

@@ -20,10 +20,10 @@ from receiver import a_receiver
 
 from dooers import AnalyticsEvent, WorkerConfig, WorkerServer
 from dooers.brokers.memory import Hub, MemoryBroker
+from dooers.catchup import RUNS
 from dooers.codec import dumps
 from dooers.exceptions import DooersError, StoreError
 from dooers.models import Change, Identity
-from dooers.relay import RUNS
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 from dooers.stores.sqlite import SqliteStore
 from dooers.testing import Closed, WorkerClient
@@ -190,7 +190,7 @@ async def quiet(reading: WorkerClient) -> list[Frame]:
 async def settle(*workers: WorkerServer) -> None:
     """Return when nobody runs anything or reads anything up."""
     async with asyncio.timeout(WITHIN):
-        while any(worker._parts.runner().running or worker._parts.relay()._tasks for worker in workers):
+        while any(worker._parts.runner().running or worker._parts.relay()._catchup._tasks for worker in workers):
             await asyncio.sleep(0.002)
         for _ in range(5):
             await asyncio.sleep(0)
@@ -278,7 +278,7 @@ async def test_a_snapshot_has_what_the_other_process_is_writing_and_the_rest_fol
             rest = "".join(frame["payload"]["text"] for frame in frames if frame["type"] == "event.delta")
             assert (rest, texts(frames)) == ("a time", ["Once upon a time"])
             await settle(workers.one, workers.two)
-            assert relay._growing == {}
+            assert relay._elsewhere._growing == {}
 
 
 async def test_a_message_whose_process_died_without_a_run_does_not_grow_for_ever(
@@ -297,9 +297,9 @@ async def test_a_message_whose_process_died_without_a_run_does_not_grow_for_ever
             await until(two, lambda frame: frame["type"] == "event.delta")
             workers.broker(workers.one).cut()  # nobody hears of it any more
             assert "half of" in [text_of(event) for event in (await watch(two, thread_id))["events"]]
-            monkeypatch.setattr("dooers.relay.SILENT", 0.0)
+            monkeypatch.setattr("dooers.elsewhere.SILENT", 0.0)
             assert [text_of(event) for event in (await watch(two, thread_id))["events"]] == ["go"]
-            assert not workers.two._parts.relay()._growing
+            assert not workers.two._parts.relay()._elsewhere._growing
 
 
 async def test_threads_are_renamed_and_deleted_for_everybody(worker_config: WorkerConfig) -> None:
