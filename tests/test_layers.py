@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "dooers"
 RINGS: list[set[str]] = [
     {"models", "exceptions", "schema", "config"},
     {"access", "codec", "content", "dialects", "news", "protocol", "send", "settings", "stats", "turn"} | {"history"},
-    {"brokers", "clock", "stores", "vault"},
+    {"brokers", "clock", "courier", "stores", "vault", "webhook"},
     {"lanes", "broadcast", "quota", "analytics", "context", "steps", "openturn", "elsewhere"}
     | {"catchup", "relay", "stage", "trace", "runner", "pulse", "repository"},
     {"inject", "container", "lifecycle", "session", "registration", "resume", "routes"} | {"routing", "dispatch"},
@@ -35,7 +35,7 @@ ONLY_IN = {
     "azure": {"stores"},
     "aiohttp": {"stores"},
     "sqlite3": {"stores"},
-    "httpx": {"analytics"},
+    "httpx": {"courier"},
     "websockets": {"client"},
     "uvicorn": {"cli"},
     "typer": {"cli", "chat"},

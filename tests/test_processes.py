@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from attrs import define, evolve
 from dependency_injector import providers
+from receiver import a_receiver
 
 from dooers import AnalyticsEvent, WorkerConfig, WorkerServer
 from dooers.brokers.memory import Hub, MemoryBroker
@@ -388,14 +389,13 @@ async def test_live_analytics_come_once_to_subscribers_of_either_process(worker_
 
 
 async def test_the_webhook_gets_each_event_from_the_process_that_made_it(worker_config: WorkerConfig) -> None:
-    async with pair(worker_config, echo, analytics_webhook_url="http://127.0.0.1:9/never") as workers:
-        async with client(workers.one) as one:
-            await post(one, "go")
-            await settle(workers.one, workers.two)
-            kept = [[one.event for one in worker._parts.collector()._buffer] for worker in (workers.one, workers.two)]
-            assert kept == [["thread.created", "message.c2s", "message.s2c"], []]
-            for worker in (workers.one, workers.two):
-                worker._parts.collector()._buffer.clear()
+    async with a_receiver() as receiver:
+        async with pair(worker_config, echo, analytics_webhook_url=receiver.url) as workers:
+            async with client(workers.one) as one:
+                await post(one, "go")
+                await settle(workers.one, workers.two)
+                assert [worker._parts.collector().waiting for worker in (workers.one, workers.two)] == [3, 0]
+        assert [request.names for request in receiver.requests] == [["thread.created", "message.c2s", "message.s2c"]]
 
 
 async def test_private_threads_stay_private_across_processes(worker_config: WorkerConfig) -> None:
