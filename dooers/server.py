@@ -155,6 +155,7 @@ class WorkerServer(Registration):
             analytics_waiting=collector.waiting,
             analytics_delivered=collector.delivered,
             analytics_dropped=collector.dropped,
+            analytics_failures=collector.failed_attempts,
         )
 
     async def handle(self, websocket: WebSocketLike, handler: Callable[..., Any] | str | None = None) -> None:

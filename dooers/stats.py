@@ -79,10 +79,11 @@ class WorkerStats:
     # Transactions so far, and the changes that they held.
     commits: int
     changes: int
-    # Analytics for the webhook: waiting, and so far delivered or given up.
+    # Analytics for the webhook: events that wait, and so far those that were delivered or given up; attempts that failed.
     analytics_waiting: int
     analytics_delivered: int
     analytics_dropped: int
+    analytics_failures: int
 
     @property
     def group_size(self) -> float:

@@ -29,7 +29,7 @@ from dooers.stores.sqlite import SqliteStore
 from dooers.testing import Closed, WorkerClient
 
 Frame = dict[str, Any]
-WITHIN = 10.0
+WITHIN = 30.0
 WHO: dict[str, Any] = {"organization_id": "org-1", "workspace_id": "ws-1", "user_id": "user-1"}
 SCHEMA = SettingsSchema(fields=[SettingsField(id="model", type=SettingsFieldType.TEXT, label="Model", value="small")])
 

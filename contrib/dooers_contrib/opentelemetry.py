@@ -69,6 +69,7 @@ METRICS = (
     Metric("analytics_waiting", "now", "{event}", "Analytics events that wait for the webhook"),
     Metric("analytics_delivered", "so far", "{event}", "Analytics events that the webhook has taken"),
     Metric("analytics_dropped", "so far", "{event}", "Analytics events that were given up"),
+    Metric("analytics_failures", "so far", "{attempt}", "Requests to the webhook that failed"),
 )
 
 _instrumented: WeakSet[WorkerServer] = WeakSet()
