@@ -14,29 +14,35 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 
 from attrs import evolve
 
-from dooers.access import check_may_own, scope_of
+from dooers.access import check_may_own, scope_of, visible
 from dooers.analytics import Collector
 from dooers.brokers import Broker
-from dooers.config import WorkerConfig
+from dooers.config import TurnOrder, WorkerConfig
 from dooers.context import WorkerSettings
 from dooers.exceptions import HandlerError, NotFoundError, ThreadBusyError
 from dooers.lanes import Lanes, Ticket
-from dooers.models import Change, ThreadEvent
-from dooers.openturn import Message, OpenTurn
+from dooers.models import Change, Scope, ThreadEvent
+from dooers.openturn import Message, OpenTurn, TurnStatus
 from dooers.relay import Relay
 from dooers.stage import Stage
+from dooers.stats import Counts
 from dooers.steps import Sink, Steps
 from dooers.stores import Store
+from dooers.trace import trace_of
 from dooers.turn import Clock, Turn, opening
 
 __all__ = ["Runner", "waited_threads"]
 
 log = logging.getLogger("dooers")
+
+# Seconds in which nobody can have brought a message again, through another process, and have had it answered there.
+SOON = 0.1
 
 # The threads whose turns wait for what runs here: a turn that waited for one of them would wait for itself.
 waited_threads: ContextVar[frozenset[str]] = ContextVar("dooers_waited_threads", default=frozenset())
@@ -58,6 +64,7 @@ class Runner:
         clock: Clock,
         lanes: Lanes,
         settings: Callable[..., WorkerSettings],
+        counts: Counts,
         process_id: str,
     ) -> None:
         self._config = config
@@ -68,6 +75,7 @@ class Runner:
         self._collector = collector
         self._clock = clock
         self._lanes = lanes
+        self._counts = counts
         self._stage = Stage(config, store, collector, clock, settings, self.commit)
         self._turns: set[OpenTurn] = set()
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
@@ -81,6 +89,21 @@ class Runner:
     def running(self) -> int:
         """How many turns have a task: they run or wait for their place."""
         return len(self._turns)
+
+    @property
+    def at_work(self) -> int:
+        """How many turns run; the others wait for their place, or for somebody to run them."""
+        return sum(opened.status == "running" for opened in list(self._turns))
+
+    @property
+    def waiting(self) -> int:
+        """How many turns wait."""
+        return len(self._turns) + len(self._unrun) - self.at_work
+
+    @property
+    def ends_waiting(self) -> int:
+        """How many ends of turns wait for a database that is away."""
+        return self._stage.ends_waiting
 
     @property
     def runs(self) -> list[str]:
@@ -203,11 +226,10 @@ class Runner:
         def stored(future: asyncio.Future[Change]) -> None:
             try:
                 turn = self._opened(message, future.result(), ticket)
-                if order == "replace" and not turn.repeated:  # not before it is stored: a repeat replaces nothing
-                    self.cancel(thread_id=turn.thread.id, before=turn.event.seq)
-                accept(turn)
-                if turn.task is None and not turn.canceled and not turn.repeated:
-                    self._unrun.add(turn)
+                if not turn.repeated:
+                    if order == "replace":  # not before it is stored: a repeat replaces nothing
+                        self.cancel(thread_id=turn.thread.id, before=turn.event.seq)
+                    self._accept(turn, accept)
             except BaseException as error:
                 ticket.leave()
                 opened.set_exception(busy if busy is not None and isinstance(error, NotFoundError) else error)
@@ -218,13 +240,48 @@ class Runner:
         self._opening.add(opened)
         opened.add_done_callback(self._opening.discard)
         self.submit(change).add_done_callback(stored)
-        return await asyncio.shield(opened)
+        turn = await asyncio.shield(opened)
+        if turn.repeated:
+            await self._take_up(turn, scope, order)
+            self._accept(turn, accept)
+        return turn
+
+    def _accept(self, turn: OpenTurn, accept: Callable[[OpenTurn], None]) -> None:
+        accept(turn)
+        if turn.task is None and not turn.canceled and not turn.repeated:
+            self._unrun.add(turn)
+
+    async def _take_up(self, turn: OpenTurn, scope: Scope, order: TurnOrder) -> None:
+        """Find out what became of the first turn of a message that came again. One that left no trace, because its process died or
+        nobody ever ran it, takes place now."""
+        trace = self._at_work(turn.event.id) or await trace_of(self._store, turn.event)
+        trace = trace or self._at_work(turn.event.id)  # another repeat may have been quicker
+        turn.status = trace or "waiting"
+        # Beside others nobody waits, so nobody could tell whether another process is at it.
+        unsure = order == "parallel" and not self._broker.alone
+        if trace is None and not unsure and not self._closing and visible(turn.thread, scope):
+            with suppress(ThreadBusyError):
+                turn.ticket = self._lanes.place((scope, turn.thread.id), order)
+                turn.repeated, turn.again = False, True
+
+    def _at_work(self, event_id: str) -> TurnStatus | None:
+        return next((one.status for one in self._turns | self._unrun if one.event.id == event_id), None)
+
+    async def _is_answered(self, opened: OpenTurn) -> bool:
+        """Whether a message that came again through another process was answered there, before this turn got its place."""
+        waited = asyncio.get_running_loop().time() - opened.stored_at
+        if not opened.again and (self._broker.alone or waited < SOON):
+            return False
+        trace = await trace_of(self._store, opened.event)
+        if trace is not None:
+            opened.repeated, opened.status = True, trace
+        return opened.repeated
 
     def _opened(self, message: Message, stored: Change, ticket: Ticket) -> OpenTurn:
         if stored.repeated:
             ticket.leave()
         event = stored.events[0]
-        turn = Turn(thread=stored.thread, seq=event.seq, assistant_name=self._config.assistant_name)
+        turn = Turn(thread=stored.thread, event_id=event.id, seq=event.seq, assistant_name=self._config.assistant_name)
         return OpenTurn(
             message=message,
             steps=Steps(turn, self.submit, self.sure, self._relay, self._clock, self._config.pipeline_depth),
@@ -251,7 +308,7 @@ class Runner:
         """The turn is over, or has been given up: free its place and tell who follows. Twice is no harm."""
         if opened.watch is not None:
             opened.watch.cancel()
-        if opened.status in ("waiting", "running"):
+        if opened.status in ("waiting", "running") and not opened.repeated:
             opened.status = "canceled"
         self._turns.discard(opened)
         self._unrun.discard(opened)
@@ -264,6 +321,8 @@ class Runner:
             sink.end(error)
         if not opened.over.done():
             opened.over.set_result(None)
+            if not opened.repeated:
+                self._counts.turn(opened.status)
 
     # ------------------------------------------------------------ a turn is stopped
 
@@ -342,6 +401,8 @@ class Runner:
             if opened.ticket.in_line:
                 await self._broker.lock(opened.thread.id)
                 opened.locked = True
+            if await self._is_answered(opened):
+                return None
             opened.status = "running"
             seconds = opened.message.handler.timeout or self._config.handler_timeout
             if seconds is not None:
