@@ -27,7 +27,7 @@ from services.workers import Frame, text_of
 
 from dooers.client import Client
 
-KILLS = int(os.environ.get("DOOERS_TEST_KILLS", "120"))
+KILLS = int(os.environ.get("DOOERS_TEST_KILLS", "105"))
 SEED = int(os.environ.get("DOOERS_TEST_SEED", "1"))
 # Kills on one database; then comes a new one, so that a long night does not become a long look at what is old.
 ROUND = 120
