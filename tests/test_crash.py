@@ -157,6 +157,7 @@ class Series:
             shown=len(told.events),
             stored=len(audit.events),
             ran=len(audit.ran),
+            ran_again=len(audit.ran) - len({key for key, *_ in audit.ran}),
             unanswered=len(audit.unanswered()),
             buried=len(audit.broke_off()),
             untold=len(audit.untold()),
