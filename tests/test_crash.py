@@ -216,7 +216,7 @@ async def test_what_was_acknowledged_on_postgres_outlives_a_kill_at_any_instant(
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_worker_that_breaks_a_promise_is_found_out(tmp_path: Path, fault: str) -> None:
     with pytest.raises(WrongError, match="DOOERS_TEST_SEED"):
-        await on_sqlite(tmp_path / fault, SEED, fault, patience=3 * TIMEOUT).run(15 if fault == "bury_nobody" else 120)
+        await on_sqlite(tmp_path / fault, SEED, fault, patience=3 * TIMEOUT).run(40 if fault == "bury_nobody" else 300)
 
 
 # ---------------------------------------------------------------- what a crash leaves
