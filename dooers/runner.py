@@ -16,6 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
+from typing import Any
 
 from attrs import evolve
 
@@ -24,7 +25,8 @@ from dooers.analytics import Collector
 from dooers.brokers import Broker
 from dooers.config import WorkerConfig
 from dooers.context import WorkerSettings
-from dooers.exceptions import HandlerError, NotFoundError, ThreadBusyError
+from dooers.deadline import Deadline
+from dooers.exceptions import ClosingError, HandlerError, NotFoundError, ThreadBusyError
 from dooers.lanes import Lanes, Ticket
 from dooers.models import Change, ThreadEvent
 from dooers.openturn import Message, OpenTurn
@@ -40,6 +42,10 @@ log = logging.getLogger("dooers")
 
 # The threads whose turns wait for what runs here: a turn that waited for one of them would wait for itself.
 waited_threads: ContextVar[frozenset[str]] = ContextVar("dooers_waited_threads", default=frozenset())
+
+
+# Of the time that turns have to end when the worker closes: how much of it their handlers have to stop.
+STOPPING = 0.8
 
 
 async def _at_once() -> None: ...
@@ -76,6 +82,8 @@ class Runner:
         # Waits where this process may have been taken for dead. The pulse sets it.
         self.sure: Callable[[], Awaitable[None]] = _at_once
         self._last_words: set[asyncio.Task[None]] = set()
+        # Handlers that did not stop when they were told to, for as long as they do not.
+        self._deaf: dict[asyncio.Task[Any], str] = {}
 
     @property
     def running(self) -> int:
@@ -171,11 +179,11 @@ class Runner:
         `accept` is called in the very step in which the message is known to be stored, also when whoever waits here was
         cancelled meanwhile: a message that is in the database does not stay unanswered because a socket went away.
 
-        Raises NotFoundError for a thread that is not there or not for this identity, ThreadBusyError for a full queue,
-        StoreError when the database does not do it. After each of them nothing is stored.
+        Raises NotFoundError for a thread that is not there or not for this identity, ThreadBusyError for a full queue, ClosingError
+        from a worker that closes, StoreError when the database does not do it. After each of them nothing is stored.
         """
         if self._closing:
-            raise ThreadBusyError("the worker is closing; try again when it is back")
+            raise ClosingError
         scope = scope_of(message.identity, message.worker_id, private=self._config.private_threads)
         check_may_own(scope)
         change = opening(
@@ -317,17 +325,20 @@ class Runner:
         if opened.watch is None:
             opened.watch = asyncio.get_running_loop().call_later(again, self._insist, opened)
 
-    def _insist(self, opened: OpenTurn) -> None:
+    def _insist(self, opened: OpenTurn, patience: float = 1.0) -> None:
         """A handler that has swallowed its cancellation gets another, and is then left to itself: the turn ends without it."""
-        if opened.task is not None and not opened.closing and not opened.task.done():
-            opened.task.cancel()
+        task = opened.task
+        if task is not None and not opened.closing and not task.done() and task not in self._deaf:
+            task.cancel()
             log.error("handler %s does not stop; its turn ends without it", opened.message.handler.name)
-            giving_up = asyncio.create_task(self._give_up(opened, opened.task), name="dooers-give-up")
+            self._deaf[task] = opened.message.handler.name
+            task.add_done_callback(lambda task: self._deaf.pop(task, None))
+            giving_up = asyncio.create_task(self._give_up(opened, task, patience), name="dooers-give-up")
             self._last_words.add(giving_up)
             giving_up.add_done_callback(self._last_words.discard)
 
-    async def _give_up(self, opened: OpenTurn, task: asyncio.Task[HandlerError | None]) -> None:
-        await asyncio.wait([task], timeout=1)
+    async def _give_up(self, opened: OpenTurn, task: asyncio.Task[HandlerError | None], patience: float) -> None:
+        await asyncio.wait([task], timeout=patience)
         if task.done() or opened.closing:
             return
         opened.closing = True
@@ -372,19 +383,43 @@ class Runner:
 
     # ------------------------------------------------------------ the worker closes
 
-    async def close(self, grace: float) -> None:
-        """Let turns finish for `grace` seconds, then cancel the rest and wait until each has closed its run."""
+    async def finish(self, deadline: Deadline) -> None:
+        """Take no more messages, and let turns finish as long as the grace lasts; also those whose message is just being stored."""
         self._closing = True
-        if self._opening:  # messages on their way to the disk: their turns come yet
-            await asyncio.wait(self._opening, timeout=max(grace, self._config.teardown_timeout))
-        late = [opened.over for opened in self._turns]
-        if late:
-            await asyncio.wait(late, timeout=grace)
-        stopped = list(self._turns | self._unrun)
-        for opened in stopped:
+        await deadline.grace(lambda: [*self._opening, *(opened.over for opened in self._turns)])
+
+    async def close(self, deadline: Deadline, part: float) -> None:
+        """Cancel what is left, and wait until each turn has closed its run; what does not end in this part of the time is left behind.
+
+        Handlers that do not stop are found out earlier: their turns' ends are to be stored too.
+        """
+        stopped: set[OpenTurn] = set()
+        while (left := deadline.share(part * STOPPING)) > 0:
+            for opened in (self._turns | self._unrun) - stopped:
+                self.stop(opened)
+                stopped.add(opened)
+            ending: list[asyncio.Future[Any]] = [*self._opening, *(opened.over for opened in self._turns)]
+            if not ending:
+                break
+            await asyncio.wait(ending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        for opened in self._turns | self._unrun:
             self.stop(opened)
-        await self.ended(*stopped)
-        if self._turns:
-            log.error("%d handlers did not stop in time and are left to themselves", len(self._turns))
-        if self._last_words:
-            await asyncio.wait(self._last_words, timeout=self._config.teardown_timeout)
+            self._insist(opened, patience=deadline.share(part) / 4)
+        last: list[asyncio.Future[None]] = [*(opened.over for opened in self._turns), *self._last_words]
+        if last:
+            await asyncio.wait(last, timeout=deadline.share(part))
+        await self._leave(deadline)
+
+    async def _leave(self, deadline: Deadline) -> None:
+        storing = {
+            opened.task: opened.thread.id for opened in self._turns if opened.closing and opened.task is not None
+        }
+        for task, name in list(self._deaf.items()):
+            storing.pop(task, None)
+            deadline.leave(task, f"handler {name}")
+        await deadline.end(
+            {task: f"storing the end of a turn in thread {thread_id}" for task, thread_id in storing.items()}
+            | dict.fromkeys(self._last_words, "storing the end of a turn whose handler does not stop")
+        )
+        for opened in list(self._turns):
+            self._ended(opened, None)

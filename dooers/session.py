@@ -121,6 +121,9 @@ class Session:
         self._close_code: int | None = None
         self._tasks: TaskGroup | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        # Done when it has ended; until then, the task that it serves in while a frame is being answered.
+        self.over = asyncio.get_running_loop().create_future()
+        self.answering: asyncio.Task[Any] | None = None
         # Set by `connected`, and only by it.
         self._access: Access | None = None
         self.dialect: Dialect = "flat"
@@ -267,8 +270,12 @@ class Session:
             self.quota.connections.discard(self)
             if self._expiry is not None:
                 self._expiry.cancel()
-        if self._close_code is not None:
-            await self._say_close(self._close_code)
+        try:
+            if self._close_code is not None:
+                await self._say_close(self._close_code)
+        finally:
+            if not self.over.done():
+                self.over.set_result(None)
 
     async def _read(self) -> None:
         with anyio.CancelScope(deadline=anyio.current_time() + self._config.connect_timeout) as waiting:
@@ -279,7 +286,9 @@ class Session:
                     return
                 # Once it is to close, nothing is taken any more: a refused client cannot slip anything in.
                 if message["type"] == "websocket.receive" and self._close_code is None:
+                    self.answering = asyncio.current_task()
                     await self._take(message.get("text"), len(message.get("bytes") or b""))
+                    self.answering = None
                 if self.identity is not None:
                     waiting.deadline = float("inf")
         # Only an identity that was never given runs into the deadline.

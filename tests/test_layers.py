@@ -16,7 +16,7 @@ RINGS: list[set[str]] = [
     {"models", "exceptions", "schema", "config"},
     {"access", "codec", "content", "dialects", "news", "protocol", "send", "settings", "turn", "history"},
     {"brokers", "clock", "stores", "vault"},
-    {"lanes", "broadcast", "quota", "analytics", "context", "steps", "openturn", "relay"}
+    {"lanes", "broadcast", "quota", "analytics", "context", "steps", "openturn", "relay", "deadline"}
     | {"stage", "runner", "pulse", "repository"},
     {"inject", "container", "lifecycle", "session", "resume", "routes", "routing", "dispatch"},
     {"asgi", "server", "client", "chat", "cli", "testing", "__init__", "__main__"},
