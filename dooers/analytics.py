@@ -195,10 +195,14 @@ class Collector:
         self._enough.set()
         # A loop that ends has cancelled the sender before it comes to us; what is left deserves its one attempt all the same.
         sender = self._have_sender() if self._buffer else self._sender
-        _, late = await asyncio.wait([sender], timeout=TIMEOUT)
-        if late:
+        try:
+            await asyncio.wait([sender], timeout=TIMEOUT)
+        finally:  # also where who closes has less time than that
             sender.cancel()
-            await asyncio.wait(late)
+            await asyncio.wait([sender])
+            self._count_lost()
+
+    def _count_lost(self) -> None:
         lost = len(self._buffer) + self._under_way
         if lost:
             self.dropped += lost

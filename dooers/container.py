@@ -151,6 +151,7 @@ async def close_parts(worker: Worker, sessions: Set[Session], kept: KeptValues, 
     await deadline.stage(
         OUTSIDE,
         {
+            "the ends of turns that could not be stored": worker.runner().close_again(),
             "the analytics": worker.collector().close(),
             "the dependencies": kept.close(worker.config().teardown_timeout, share),
             "the sockets": _sent(sessions, share),

@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 # Which part of the timeout, at most, somebody who was cancelled has to end; it is given twice.
 SLACK = 0.05
+# Seconds that a loop which ends has for the generators around what was left behind.
+LITTLE = 0.5
 # Tasks that were left behind, and the loops that do not complain of them. They are held: a task that is collected before its end throws
 # GeneratorExit into whatever it stands in.
 _left: set[asyncio.Task[Any]] = set()
@@ -117,21 +119,29 @@ def leave(task: asyncio.Task[Any], *, ends: bool) -> None:
 
 
 def _quieten(loop: asyncio.AbstractEventLoop) -> None:
-    """Keep a loop from complaining of what was left behind: the log has it already, by name."""
+    """Keep a loop from waiting for what was left behind when it ends, and from complaining of it: the log has it already, by name.
+
+    It closes async generators then. Those in which something left behind stands cannot be closed, and what those around them do about
+    that may take for ever.
+    """
     if loop in _quiet:
         return
     _quiet.add(loop)
-    before = loop.get_exception_handler()
+    complain, close_generators = loop.get_exception_handler(), loop.shutdown_asyncgens
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        generator, error = context.get("asyncgen"), context.get("exception")
-        if generator is not None and generator.ag_running:
-            return  # it cannot be closed, as something left behind stands in it
-        if isinstance(error, asyncio.InvalidStateError) and str(error).startswith("__step(): already done"):
-            return  # something left behind was to go on
-        if before is not None:
-            before(loop, context)
+        error = context.get("exception")
+        late = isinstance(error, asyncio.InvalidStateError) and str(error).startswith("__step(): already done")
+        if late or "asyncgen" in context:
+            log.debug("of what was left behind: %s", context.get("message"))
+        elif complain is not None:
+            complain(loop, context)
         else:
             loop.default_exception_handler(context)
 
+    async def close_in_time() -> None:
+        closing = apart(close_generators())
+        _left.update((await asyncio.wait([closing], timeout=LITTLE))[1])
+
     loop.set_exception_handler(handle)
+    loop.shutdown_asyncgens = close_in_time  # type: ignore[method-assign]

@@ -111,9 +111,11 @@ class Relay:
         self._growing.clear()
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._broker.close()
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+        finally:
+            await self._broker.close()
 
     # ------------------------------------------------------------ telling
 
