@@ -138,7 +138,7 @@ async def open_parts(worker: Worker) -> None:
 
 # Which part of the time to close is used up, at most, when the turns have ended; when sockets, dependencies and analytics have; when
 # the other processes are let go of. What is left is for the store's last writes.
-TURNS, OUTSIDE, OTHERS = 0.6, 0.8, 0.9
+TURNS, OUTSIDE, OTHERS = 0.55, 0.75, 0.85
 
 
 async def close_parts(worker: Worker, sessions: Set[Session], kept: KeptValues, deadline: Deadline) -> None:

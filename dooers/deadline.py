@@ -21,7 +21,7 @@ log = logging.getLogger("dooers")
 T = TypeVar("T")
 
 # Which part of the timeout, at most, somebody who was cancelled has to end; it is given twice.
-SLACK = 0.05
+SLACK = 0.02
 # Seconds that a loop which ends has for the generators around what was left behind.
 LITTLE = 0.5
 # Tasks that were left behind, and the loops that do not complain of them. They are held: a task that is collected before its end throws
@@ -131,7 +131,7 @@ def _quieten(loop: asyncio.AbstractEventLoop) -> None:
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        late = isinstance(error, asyncio.InvalidStateError) and str(error).startswith("__step(): already done")
+        late = isinstance(error, asyncio.InvalidStateError) and "step(): already done" in str(error)
         if late or "asyncgen" in context:
             log.debug("of what was left behind: %s", context.get("message"))
         elif complain is not None:

@@ -40,6 +40,7 @@ async def answer(incoming: Any, send: Any) -> AsyncIterator[Any]:
             except BaseException:
                 continue
     elif word == "block":
+        await asyncio.sleep(0.5)  # what was said so far goes out
         time.sleep(3600)  # noqa: ASYNC251
     elif word == "thread":
         await asyncio.to_thread(threading.Event().wait)
