@@ -79,20 +79,21 @@ class Lifecycle:
                 ready.exception()
                 return
             ready.set_result(None)
-            ends = False
+            # Whoever closes it while it opens has nothing under way.
+            grace, ends = 0.0 if leaving.is_set() else self._grace, False
             try:
                 await leaving.wait()
             except asyncio.CancelledError:
                 ends = True
             leaving.set()
-            await self._close(ends)
+            await self._close(grace, ends)
         finally:
             if self._ready is ready:
                 self._ready = None
 
-    async def _close(self, ends: bool) -> None:
+    async def _close(self, grace: float, ends: bool) -> None:
         # In a task that a loop which ends does not cancel: it has its own bound, and only hears of it.
-        deadline = Deadline(self._grace, self._timeout)
+        deadline = Deadline(grace, self._timeout)
         closing = apart(self._shut(deadline))
         while not closing.done():
             if ends:
@@ -113,12 +114,13 @@ class Lifecycle:
         if home is None or home.get_loop() is not asyncio.get_running_loop() or home.done():
             return
         self.leave()
+        until = asyncio.get_running_loop().time() + self.bound
         if ready is not None and not ready.done():
             # It opens, which may take for ever where a database does not answer.
-            await asyncio.wait([ready], timeout=self._timeout)
+            await asyncio.wait([ready], timeout=self._grace + LITTLE / 2)
             if not ready.done():
                 home.cancel()
-        _, late = await asyncio.wait([home], timeout=self.bound)
+        _, late = await asyncio.wait([home], timeout=until - asyncio.get_running_loop().time())
         if late:
             log.error("the worker could not be closed within %g seconds; it is left behind", self.bound)
             home.cancel()

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from services.exits import HOSTS, ROOT, STATES, WITHIN, Ended, Hosted, hosted, left_in, measure, mute
+from services.exits import HOSTS, ROOT, STATES, WITHIN, Ended, Hosted, address, freezing, hosted, left_in, measure, mute
 from services.postgres import OwnPostgres, own_postgres
 
 from dooers import ClosingError, DispatchError, Identity, WorkerConfig, WorkerServer
@@ -73,18 +73,20 @@ def check(ended: Ended, state: str) -> None:
 
 
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("host", HOSTS)
 async def test_a_process_ends_in_time_and_leaves_a_clean_database(
-    host: str, state: str, options: dict[str, Any], tmp_path: Path
+    state: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    ended = await measure(host, state, options, tmp_path)
-    assert ended.code == HOSTS[host][1], ended.output
-    assert ended.seconds < GRACE + TIMEOUT + SLOW
-    assert ended.closed_with == 1012
-    check(ended, state)
-    if not state.startswith("hung"):
-        assert complaints(ended.output) == []
-    assert "Traceback" not in ended.output
+    async def ended(host: str) -> None:
+        ended = await measure(host, state, {**options, "database_name": str(tmp_path / f"{host}.db")}, tmp_path)
+        assert ended.code == HOSTS[host][1], ended.output
+        assert ended.seconds < GRACE + TIMEOUT + SLOW
+        assert ended.closed_with == 1012
+        check(ended, state)
+        if not state.startswith("hung"):
+            assert complaints(ended.output) == []
+        assert "Traceback" not in ended.output
+
+    await asyncio.gather(*map(ended, HOSTS))
 
 
 @pytest.fixture(scope="module")
@@ -94,55 +96,20 @@ def server() -> Iterator[OwnPostgres]:
         yield server
 
 
-@contextmanager
-def frozen(server: OwnPostgres) -> Iterator[None]:
-    """Every process of a server stands still, and no connection ends."""
-    postmaster = int((server.data / "postmaster.pid").read_text().split()[0])
-    everybody = [
-        postmaster,
-        *(int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if _of(stat, postmaster)),
-    ]
-    for pid in everybody:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in reversed(everybody):
-            os.kill(pid, signal.SIGCONT)
-
-
-def _of(stat: Path, parent: int) -> bool:
-    with suppress(OSError):  # it has ended meanwhile
-        return int(stat.read_text().rpartition(")")[2].split()[1]) == parent
-    return False
-
-
 async def test_on_postgres_too(server: OwnPostgres, options: dict[str, Any], tmp_path: Path) -> None:
     async with server.address.database() as name:
-        options |= _address(server, name)
+        options |= address(server, name)
         ended = await measure("uvicorn", "mid-turn", options, tmp_path)
         check(ended, "mid-turn")
         assert complaints(ended.output) == []
-
-
-def _address(server: OwnPostgres, name: str) -> dict[str, Any]:
-    where = server.address
-    return {
-        "database_type": "postgres",
-        "database_name": name,
-        "database_host": where.host,
-        "database_port": where.port,
-        "database_user": where.user,
-        "database_timeout": 30,  # much more than a worker has to close
-    }
 
 
 async def test_a_database_that_stands_still_keeps_no_process_alive(
     server: OwnPostgres, options: dict[str, Any], tmp_path: Path
 ) -> None:
     async with server.address.database() as name:
-        options |= _address(server, name)
-        ended = await measure("dooers run", "mid-turn", options, tmp_path, froze=frozen(server))
+        options |= address(server, name)
+        ended = await measure("dooers run", "mid-turn", options, tmp_path, froze=freezing(server))
         assert ended.code == 0, ended.output
         assert ended.seconds < GRACE + TIMEOUT + SLOW
         assert ended.left.texts[ended.said["wait"]] == ["wait", "wait begins"]
@@ -169,7 +136,7 @@ async def test_what_blocks_is_ended_with_the_process_and_named(options: dict[str
     async def blocked(word: str) -> str:
         mine = {**options, "database_name": str(tmp_path / f"{word}.db")}
         async with hosted(HOSTS["dooers run"][0], mine, tmp_path) as serving, serving.client() as client:
-            await serving.say(client, word, until=f"{word} begins")
+            await serving.block(client, word)
             seconds, code = await serving.end()
             assert (code, seconds < SLOW) == (1, True), serving.output
             return serving.output
@@ -346,46 +313,51 @@ async def test_a_worker_in_a_host_closes_with_it(
 # ---------------------------------------------------------------- scripts
 
 
+LEFT_BEHIND = {
+    "nothing": [],
+    "handler": ["handler answer"],
+    "dependency": ["the teardown of lasting"],
+    "everything": ["handler answer", "the teardown of lasting"],
+}
+
+
 @pytest.mark.parametrize(
-    ("hung", "ends"),
+    ("hung", "ways"),
     [
-        *(("nothing", ends) for ends in ("nothing", "close", "interrupt", "error")),
-        *((hung, ends) for hung in ("handler", "everything") for ends in ("nothing", "close")),
-        ("dependency", "interrupt"),
+        ("nothing", ["nothing", "close", "interrupt", "error"]),
+        ("handler", ["nothing", "close"]),
+        ("dependency", ["interrupt", "close"]),
+        ("everything", ["nothing", "close"]),
     ],
 )
 async def test_a_script_ends_in_time_with_its_own_exit_code(
-    hung: str, ends: str, options: dict[str, Any], tmp_path: Path
+    hung: str, ways: list[str], options: dict[str, Any], tmp_path: Path
 ) -> None:
-    options |= {"shutdown_grace": 0, "shutdown_timeout": 0.5}
-    env = {**os.environ, "DOOERS_TEST_WORKER": json.dumps(options)}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "services.script", hung, ends],
-        env=env,
+    async def ended(way: str) -> None:
+        mine = {**options, "database_name": str(tmp_path / way), "shutdown_grace": 0, "shutdown_timeout": 0.5}
+        done = await asyncio.to_thread(script, hung, way, mine)
+        assert done.returncode == {"interrupt": -signal.SIGINT, "error": 1}.get(way, 0)
+        left = await left_in(mine)
+        assert list(left.texts.values()) == [["go", "begin"]]
+        assert list(left.runs.values()) == [["canceled"]]
+        if hung == "nothing" and way in ("nothing", "close"):
+            assert complaints(done.stderr) == []
+        said = [line for line in done.stderr.splitlines() if line.startswith(("ERROR", "WARNING", "Exception", "Task"))]
+        assert all(" dooers: " in line for line in said), done.stderr
+        assert [line.rpartition(": ")[2] for line in said if "left behind" in line] == LEFT_BEHIND[hung]
+
+    await asyncio.gather(*map(ended, ways))
+
+
+def script(hung: str, way: str, options: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, "-m", "services.script", hung, way],
+        env={**os.environ, "DOOERS_TEST_WORKER": json.dumps(options), "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         encoding="utf-8",
-        timeout=SLOW,
+        timeout=WITHIN,
         check=False,
-    )
-    assert done.returncode == {"interrupt": -signal.SIGINT, "error": 1}.get(ends, 0)
-    left = await left_in(options)
-    assert list(left.texts.values()) == [["go", "begin"]]
-    assert list(left.runs.values()) == [["canceled"]]
-    if hung == "nothing" and ends in ("nothing", "close"):
-        assert complaints(done.stderr) == []
-    said = [line for line in done.stderr.splitlines() if line.startswith(("ERROR", "WARNING", "Exception", "Task"))]
-    assert all(" dooers: " in line for line in said), done.stderr
-    left_behind = [line.rpartition(": ")[2] for line in said if "left behind" in line]
-    assert (
-        left_behind
-        == {
-            "nothing": [],
-            "handler": ["handler answer"],
-            "dependency": ["the teardown of lasting"],
-            "everything": ["handler answer", "the teardown of lasting"],
-        }[hung]
     )
 
 

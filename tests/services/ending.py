@@ -41,6 +41,7 @@ async def answer(incoming: Any, send: Any) -> AsyncIterator[Any]:
                 continue
     elif word == "block":
         await asyncio.sleep(0.5)  # what was said so far goes out
+        print("it blocks now", flush=True)
         time.sleep(3600)  # noqa: ASYNC251
     elif word == "thread":
         await asyncio.to_thread(threading.Event().wait)

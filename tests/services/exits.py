@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,8 +25,9 @@ from dooers import WorkerConfig, WorkerServer
 from dooers.client import Client
 from dooers.exceptions import DisconnectedError
 from dooers.models import RunStatus
+from services.postgres import OwnPostgres
 
-__all__ = ["HOSTS", "STATES", "Ended", "Hosted", "Left", "hosted", "left_in", "measure", "mute"]
+__all__ = ["HOSTS", "STATES", "Ended", "Hosted", "Left", "address", "freezing", "hosted", "left_in", "measure", "mute"]
 
 Frame = dict[str, Any]
 
@@ -92,6 +93,18 @@ class Hosted:
         if frame["type"] == "event.append":
             return "".join(part.get("text", "") for part in payload["events"][-1]["content"])
         return ""
+
+    async def until_said(self, words: str) -> None:
+        """Return when its log has these words."""
+        async with asyncio.timeout(WITHIN):
+            while words not in self.output:
+                await asyncio.sleep(0.02)
+
+    async def block(self, client: Client, word: str) -> None:
+        """Let a handler do what only the end of the process ends."""
+        await self.say(client, word, until=f"{word} begins")
+        if word == "block":
+            await self.until_said("it blocks now")
 
     async def end(self, sign: int = signal.SIGTERM) -> tuple[float, int]:
         """Ask it to end; after how many seconds it has, and with which exit code."""
@@ -182,6 +195,45 @@ STATES: Mapping[str, Callable[[Hosted, Client], Awaitable[None]]] = {
     "hung handler": _hung_handler,
     "hung webhook": _hung_webhook,
 }
+
+
+# ---------------------------------------------------------------- databases on a bad day
+
+
+def address(server: OwnPostgres, name: str) -> dict[str, Any]:
+    """The options of a worker whose database this is, and which waits for it much longer than it has to close."""
+    where = server.address
+    return {
+        "database_type": "postgres",
+        "database_name": name,
+        "database_host": where.host,
+        "database_port": where.port,
+        "database_user": where.user,
+        "database_timeout": 30,
+    }
+
+
+@contextmanager
+def freezing(server: OwnPostgres) -> Iterator[None]:
+    """Every process of a server stands still, and no connection ends."""
+    postmaster = int((server.data / "postmaster.pid").read_text().split()[0])
+    everybody = [
+        postmaster,
+        *(int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if _of(stat, postmaster)),
+    ]
+    for pid in everybody:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in reversed(everybody):
+            os.kill(pid, signal.SIGCONT)
+
+
+def _of(stat: Path, parent: int) -> bool:
+    with suppress(OSError):  # it has ended meanwhile
+        return int(stat.read_text().rpartition(")")[2].split()[1]) == parent
+    return False
 
 
 # ---------------------------------------------------------------- what is left
