@@ -75,10 +75,10 @@ class Lifecycle:
                 await self._open()
             except BaseException as error:
                 why = ClosingError() if leaving.is_set() else StoreError("the worker was not opened")
-                ready.set_exception(error if isinstance(error, Exception) else why)
-                ready.exception()
+                _fail(ready, error if isinstance(error, Exception) else why)
                 return
-            ready.set_result(None)
+            if not ready.done():  # else it was left behind, and closes at once
+                ready.set_result(None)
             # Whoever closes it while it opens has nothing under way.
             grace, ends = 0.0 if leaving.is_set() else self._grace, False
             try:
@@ -125,9 +125,16 @@ class Lifecycle:
             log.error("the worker could not be closed within %g seconds; it is left behind", self.bound)
             home.cancel()
             leave(home, ends=False)
-            self._ready = None
-        if self._home is home:
-            self._home = None
+            if ready is not None:  # until it ends, nobody can open the worker again
+                _fail(ready, ClosingError())
         if home.done():
+            if self._home is home:
+                self._home = None
             with suppress(asyncio.CancelledError):
                 home.result()
+
+
+def _fail(ready: asyncio.Future[None], error: Exception) -> None:
+    if not ready.done():
+        ready.set_exception(error)
+        ready.exception()  # whoever waited may have gone

@@ -504,6 +504,21 @@ async def test_a_store_that_writes_no_more_costs_its_bound_and_no_other(options:
         assert (await left_in(options)).runs[here.threads["wait"]] == ["running"]
 
 
+async def test_a_handler_that_was_given_up_before_keeps_no_loop_alive(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with hung(options, teardown_timeout=0.01) as here:
+        here.deaf.add("deaf")
+        await here.say("deaf")
+        assert await here.worker.cancel(thread_id=here.threads["deaf"]) == 1
+        assert not here.worker.is_answering(here.threads["deaf"])
+        (turn,) = (task for task in asyncio.all_tasks() if task.get_name().startswith("dooers-turn-"))
+        await here.close()
+        assert "left behind: handler Hung.handler" in caplog.text
+        assert turn not in asyncio.all_tasks()
+        assert not turn.done()
+
+
 # ---------------------------------------------------------------- who closes, and when
 
 
@@ -549,13 +564,16 @@ async def test_a_handler_may_close_its_worker_and_finishes(apart_from_it: bool, 
     assert [event.data["text"] for event in events] == ["closed", "CLOSING"]
 
 
-async def test_a_worker_is_closed_while_it_opens(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("deaf", [False, True])
+async def test_a_worker_is_closed_while_it_opens(deaf: bool, options: dict[str, Any]) -> None:
     async with hung({**options, "shutdown_timeout": 0.2}) as here:
         store: Any = here.worker._parts.store()
         real, waiting = store.open, asyncio.Event()
+        here.deaf |= {"open"} if deaf else set()
 
         async def open() -> None:
             waiting.set()
+            await here.stay("open")
             await here.over.wait()
 
         store.open = open
@@ -564,7 +582,15 @@ async def test_a_worker_is_closed_while_it_opens(options: dict[str, Any]) -> Non
         assert await here.close() < SLOW
         with pytest.raises(ClosingError):
             await opening
+        here.over.set()  # where it was left behind, nobody opens it before it has ended
         store.open = real
+        async with asyncio.timeout(WITHIN):
+            while True:
+                with suppress(ClosingError):
+                    await here.worker.ensure_initialized()
+                    break
+                await asyncio.sleep(0.01)
+        here.over.clear()
         await here.say("wait")
 
 
