@@ -69,6 +69,7 @@ from dooers.schema import (
 from dooers.send import WorkerEvent, WorkerSend
 from dooers.server import WorkerServer
 from dooers.session import AuthRequest
+from dooers.stats import WorkerStats
 
 __version__ = _version
 
@@ -139,4 +140,5 @@ __all__ = [
     "WorkerSend",
     "WorkerServer",
     "WorkerSettings",
+    "WorkerStats",
 ]

@@ -52,8 +52,10 @@ __all__ = ["TargetError", "load", "main"]
 TARGET = "DOOERS_RUN_TARGET"
 # Seconds that requests other than a worker's own, and their connections, have to end; and what the process may take beyond all bounds.
 SHUTDOWN, LITTLE = 3, 2.0
+# Seconds after which a peer that takes nothing of what was sent to it is gone.
+DEAF = 30.0
 
-# The worker that this process serves by itself. (Of an application, nobody knows when it may do without its worker.)
+# The worker that this process serves by itself. (Of an application, nobody knows when it may do without its own.)
 _serving: list[WorkerServer] = []
 
 app = typer.Typer(
@@ -124,21 +126,18 @@ def run(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with our own word of welcome, said when it is true, and an end that always comes.
-
-    uvicorn closes the sockets and then lets the application finish. A worker does it the other way round: people see how their answers
-    end, and whoever asks meanwhile is told that it closes.
-    """
+    """uvicorn's server with our own word of welcome, said when it is true, and an end that always comes: here the worker closes first and
+    then the sockets, not the other way round, so that people see how their answers end."""
 
     def __init__(self, config: uvicorn.Config, welcome: str) -> None:
         super().__init__(config)
         self.welcome = welcome
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit and sig == signal.SIGINT:
-            _end_now("ended at once, as it was asked to a second time")
         if not self.should_exit:
             Thread(target=_end_after, args=(longest() + SHUTDOWN + LITTLE,), daemon=True).start()
+        elif sig == signal.SIGINT:
+            _end_now("ended at once, as it was asked to a second time")
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -195,6 +194,9 @@ def _listen(host: str, port: int) -> socket.socket:
         # Connections inherit it. asyncio sets it by itself only on sockets it has made, and without it a turn of several
         # small frames waits 40 ms for the peer's delayed acknowledgement.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A peer that takes nothing keeps its connection for ever otherwise, and a server that waits for its connections to end.
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAF * 1000))
         return listening
     except OSError as error:
         number = error.errno or 0  # below zero for a name that is not found

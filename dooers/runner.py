@@ -14,36 +14,41 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 from attrs import evolve
 
-from dooers.access import check_may_own, scope_of
+from dooers.access import check_may_own, scope_of, visible
 from dooers.analytics import Collector
 from dooers.brokers import Broker
-from dooers.config import WorkerConfig
+from dooers.config import TurnOrder, WorkerConfig
 from dooers.context import WorkerSettings
 from dooers.deadline import Deadline
+from dooers.deaf import Deaf
 from dooers.exceptions import ClosingError, HandlerError, NotFoundError, ThreadBusyError
 from dooers.lanes import Lanes, Ticket
-from dooers.models import Change, ThreadEvent
-from dooers.openturn import Message, OpenTurn
+from dooers.models import Change, Scope, ThreadEvent
+from dooers.openturn import Message, OpenTurn, TurnStatus
 from dooers.relay import Relay
 from dooers.stage import Stage
+from dooers.stats import Counts
 from dooers.steps import Sink, Steps
 from dooers.stores import Store
+from dooers.trace import trace_of
 from dooers.turn import Clock, Turn, opening
 
 __all__ = ["Runner", "waited_threads"]
 
 log = logging.getLogger("dooers")
 
+# Seconds in which nobody can have brought a message again, through another process, and have had it answered there.
+SOON = 0.1
+
 # The threads whose turns wait for what runs here: a turn that waited for one of them would wait for itself.
 waited_threads: ContextVar[frozenset[str]] = ContextVar("dooers_waited_threads", default=frozenset())
-
-
 # Of the time that turns have to end when the worker closes: how much of it their handlers have to stop.
 STOPPING = 0.8
 
@@ -64,6 +69,7 @@ class Runner:
         clock: Clock,
         lanes: Lanes,
         settings: Callable[..., WorkerSettings],
+        counts: Counts,
         process_id: str,
     ) -> None:
         self._config = config
@@ -74,6 +80,7 @@ class Runner:
         self._collector = collector
         self._clock = clock
         self._lanes = lanes
+        self._counts = counts
         self._stage = Stage(config, store, collector, clock, settings, self.commit)
         self._turns: set[OpenTurn] = set()
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
@@ -81,14 +88,27 @@ class Runner:
         self._closing = False
         # Waits where this process may have been taken for dead. The pulse sets it.
         self.sure: Callable[[], Awaitable[None]] = _at_once
-        self._last_words: set[asyncio.Task[None]] = set()
-        # Handlers that did not stop when they were told to, for as long as they do not.
-        self._deaf: dict[asyncio.Task[Any], str] = {}
+        self._deaf = Deaf(self._stage, self._ended)
 
     @property
     def running(self) -> int:
         """How many turns have a task: they run or wait for their place."""
         return len(self._turns)
+
+    @property
+    def at_work(self) -> int:
+        """How many turns run; the others wait for their place, or for somebody to run them."""
+        return sum(opened.status == "running" for opened in list(self._turns))
+
+    @property
+    def waiting(self) -> int:
+        """How many turns wait."""
+        return len(self._turns) + len(self._unrun) - self.at_work
+
+    @property
+    def ends_waiting(self) -> int:
+        """How many ends of turns wait for a database that is away."""
+        return self._stage.ends_waiting
 
     @property
     def runs(self) -> list[str]:
@@ -215,11 +235,10 @@ class Runner:
         def stored(future: asyncio.Future[Change]) -> None:
             try:
                 turn = self._opened(message, future.result(), ticket)
-                if order == "replace" and not turn.repeated:  # not before it is stored: a repeat replaces nothing
-                    self.cancel(thread_id=turn.thread.id, before=turn.event.seq)
-                accept(turn)
-                if turn.task is None and not turn.canceled and not turn.repeated:
-                    self._unrun.add(turn)
+                if not turn.repeated:
+                    if order == "replace":  # not before it is stored: a repeat replaces nothing
+                        self.cancel(thread_id=turn.thread.id, before=turn.event.seq)
+                    self._accept(turn, accept)
             except BaseException as error:
                 ticket.leave()
                 opened.set_exception(busy if busy is not None and isinstance(error, NotFoundError) else error)
@@ -230,13 +249,48 @@ class Runner:
         self._opening.add(opened)
         opened.add_done_callback(self._opening.discard)
         self.submit(change).add_done_callback(stored)
-        return await asyncio.shield(opened)
+        turn = await asyncio.shield(opened)
+        if turn.repeated:
+            await self._take_up(turn, scope, order)
+            self._accept(turn, accept)
+        return turn
+
+    def _accept(self, turn: OpenTurn, accept: Callable[[OpenTurn], None]) -> None:
+        accept(turn)
+        if turn.task is None and not turn.canceled and not turn.repeated:
+            self._unrun.add(turn)
+
+    async def _take_up(self, turn: OpenTurn, scope: Scope, order: TurnOrder) -> None:
+        """Find out what became of the first turn of a message that came again. One that left no trace, because its process died or
+        nobody ever ran it, takes place now."""
+        trace = self._at_work(turn.event.id) or await trace_of(self._store, turn.event)
+        trace = trace or self._at_work(turn.event.id)  # another repeat may have been quicker
+        turn.status = trace or "waiting"
+        # Beside others nobody waits, so nobody could tell whether another process is at it.
+        unsure = order == "parallel" and not self._broker.alone
+        if trace is None and not unsure and not self._closing and visible(turn.thread, scope):
+            with suppress(ThreadBusyError):
+                turn.ticket = self._lanes.place((scope, turn.thread.id), order)
+                turn.repeated, turn.again = False, True
+
+    def _at_work(self, event_id: str) -> TurnStatus | None:
+        return next((one.status for one in self._turns | self._unrun if one.event.id == event_id), None)
+
+    async def _is_answered(self, opened: OpenTurn) -> bool:
+        """Whether a message that came again through another process was answered there, before this turn got its place."""
+        waited = asyncio.get_running_loop().time() - opened.stored_at
+        if not opened.again and (self._broker.alone or waited < SOON):
+            return False
+        trace = await trace_of(self._store, opened.event)
+        if trace is not None:
+            opened.repeated, opened.status = True, trace
+        return opened.repeated
 
     def _opened(self, message: Message, stored: Change, ticket: Ticket) -> OpenTurn:
         if stored.repeated:
             ticket.leave()
         event = stored.events[0]
-        turn = Turn(thread=stored.thread, seq=event.seq, assistant_name=self._config.assistant_name)
+        turn = Turn(thread=stored.thread, event_id=event.id, seq=event.seq, assistant_name=self._config.assistant_name)
         return OpenTurn(
             message=message,
             steps=Steps(turn, self.submit, self.sure, self._relay, self._clock, self._config.pipeline_depth),
@@ -263,7 +317,7 @@ class Runner:
         """The turn is over, or has been given up: free its place and tell who follows. Twice is no harm."""
         if opened.watch is not None:
             opened.watch.cancel()
-        if opened.status in ("waiting", "running"):
+        if opened.status in ("waiting", "running") and not opened.repeated:
             opened.status = "canceled"
         self._turns.discard(opened)
         self._unrun.discard(opened)
@@ -276,6 +330,8 @@ class Runner:
             sink.end(error)
         if not opened.over.done():
             opened.over.set_result(None)
+            if not opened.repeated:
+                self._counts.turn(opened.status)
 
     # ------------------------------------------------------------ a turn is stopped
 
@@ -323,27 +379,7 @@ class Runner:
         # Long enough for the handler's `finally` and its dependencies' teardown, each of which is bounded by itself.
         again = 2 * self._config.teardown_timeout + 1
         if opened.watch is None:
-            opened.watch = asyncio.get_running_loop().call_later(again, self._insist, opened)
-
-    def _insist(self, opened: OpenTurn, patience: float = 1.0) -> None:
-        """A handler that has swallowed its cancellation gets another, and is then left to itself: the turn ends without it."""
-        task = opened.task
-        if task is not None and not opened.closing and not task.done() and task not in self._deaf:
-            task.cancel()
-            log.error("handler %s does not stop; its turn ends without it", opened.message.handler.name)
-            self._deaf[task] = opened.message.handler.name
-            task.add_done_callback(lambda task: self._deaf.pop(task, None))
-            giving_up = asyncio.create_task(self._give_up(opened, task, patience), name="dooers-give-up")
-            self._last_words.add(giving_up)
-            giving_up.add_done_callback(self._last_words.discard)
-
-    async def _give_up(self, opened: OpenTurn, task: asyncio.Task[HandlerError | None], patience: float) -> None:
-        await asyncio.wait([task], timeout=patience)
-        if task.done() or opened.closing:
-            return
-        opened.closing = True
-        opened.steps.seal()
-        self._ended(opened, await self._stage.conclude(opened, TimeoutError("the handler does not stop")))
+            opened.watch = asyncio.get_running_loop().call_later(again, self._deaf.insist, opened)
 
     # ------------------------------------------------------------ a turn runs
 
@@ -357,6 +393,8 @@ class Runner:
             if opened.ticket.in_line:
                 await self._broker.lock(opened.thread.id)
                 opened.locked = True
+            if await self._is_answered(opened):
+                return None
             opened.status = "running"
             seconds = opened.message.handler.timeout or self._config.handler_timeout
             if seconds is not None:
@@ -404,22 +442,9 @@ class Runner:
             await asyncio.wait(ending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         for opened in self._turns | self._unrun:
             self.stop(opened)
-            self._insist(opened, patience=deadline.share(part) / 4)
-        last: list[asyncio.Future[None]] = [*(opened.over for opened in self._turns), *self._last_words]
-        if last:
-            await asyncio.wait(last, timeout=deadline.share(part))
-        await self._leave(deadline)
-
-    async def _leave(self, deadline: Deadline) -> None:
-        storing = {
-            opened.task: opened.thread.id for opened in self._turns if opened.closing and opened.task is not None
-        }
-        for task, name in list(self._deaf.items()):
-            storing.pop(task, None)
-            deadline.leave(task, f"handler {name}")
-        await deadline.end(
-            {task: f"storing the end of a turn in thread {thread_id}" for task, thread_id in storing.items()}
-            | dict.fromkeys(self._last_words, "storing the end of a turn whose handler does not stop")
-        )
+            self._deaf.insist(opened, patience=deadline.share(part) / 4)
+        if ending := [*(opened.over for opened in self._turns), *self._deaf.last_words]:
+            await asyncio.wait(ending, timeout=deadline.share(part))
+        await self._deaf.leave(deadline, self._turns)
         for opened in list(self._turns):
             self._ended(opened, None)

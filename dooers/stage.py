@@ -107,8 +107,7 @@ class Stage:
         try:
             with suppress(asyncio.CancelledError):  # of a loop that ends: the run must be closed all the same
                 await steps.finish()
-            begun = opened.status != "waiting"
-            change = closing(steps.turn, outcome, self._clock, notice=notice, begun=begun)
+            change = closing(steps.turn, outcome, self._clock, notice=notice, traced=steps.traced)
             if change is not None and not steps.gone:
                 await self._commit(change)
         except NotFoundError:
@@ -120,6 +119,11 @@ class Stage:
             log.error("the end of a turn in thread %s could not be stored: %r", opened.thread.id, unclosed)
             if change is not None and change.runs:
                 self.close_later(change)
+
+    @property
+    def ends_waiting(self) -> int:
+        """How many ends wait for `close_again`."""
+        return len(self._unclosed)
 
     def close_later(self, change: Change) -> None:
         """Keep an end for `close_again`."""
@@ -148,6 +152,8 @@ class Stage:
             identity=message.identity,
             thread_title=thread.title,
             thread_created_at=thread.created_at,
+            handler=message.handler.name,
+            waited=asyncio.get_running_loop().time() - opened.stored_at,
         )
         return {
             "incoming": WorkerIncoming(opened.event.content, context),

@@ -13,6 +13,7 @@ from attrs import frozen
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError, DooersError, NotFoundError, StoreError
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
+from dooers.stats import Tally
 
 __all__ = [
     "COUNTED",
@@ -58,6 +59,9 @@ class Store(Protocol):
     Errors: StoreError when the database does not do it, NotFoundError when a Change needs a thread that is not there (or not
     in its guard's scope), or belongs to a run that is over. After either, nothing of that Change is written.
     """
+
+    # What it has written since it was made.
+    tally: Tally
 
     async def open(self) -> None:
         """Connect; with `database_auto_migrate`, bring the schema up to date. After a failure nothing is left open."""
