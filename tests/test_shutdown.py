@@ -20,7 +20,21 @@ from typing import Any
 
 import httpx
 import pytest
-from services.exits import HOSTS, ROOT, STATES, WITHIN, Ended, Hosted, address, freezing, hosted, left_in, measure, mute
+from services.exits import (
+    HOSTS,
+    ROOT,
+    STATES,
+    WITHIN,
+    Ended,
+    Hosted,
+    address,
+    freezing,
+    hosted,
+    left_in,
+    measure,
+    mute,
+    take,
+)
 from services.postgres import OwnPostgres, own_postgres
 
 from dooers import ClosingError, DispatchError, Identity, WorkerConfig, WorkerServer
@@ -194,7 +208,7 @@ async def test_while_it_ends_people_see_how_their_answers_end_and_nothing_new_is
             seen = []
             with pytest.raises(DisconnectedError) as closed:
                 async for frame in feed:
-                    seen.append(serving._take(frame) or frame["payload"].get("run", {}).get("status"))
+                    seen.append(take(frame, {}) or frame["payload"].get("run", {}).get("status"))
             assert closed.value.close_code == 1012
             assert "slow ends" in seen
             assert "succeeded" in seen
@@ -253,20 +267,20 @@ async def test_a_reload_while_a_turn_runs_loses_nothing(
     async with hosted(command, options, tmp_path) as serving:
         await serving_is_up(serving)
         async with serving.client() as client:
+            feed, told = client.frames(), dict[str, str]()
             thread_id = await serving.say(client, "stream", until="0 1 2 3 ")
-            feed = client.frames()
             later = source.stat().st_mtime + 2
             source.write_text(f"{RELOADED}\n\n@worker.handler('new')\nasync def new() -> str:\n    return 'new'\n")
             os.utime(source, (later, later))
             with pytest.raises(DisconnectedError):
                 async for frame in feed:
-                    serving._take(frame)
+                    take(frame, told)
         await serving_is_up(serving)
         async with serving.client() as client:
             snapshot = await client.ask("thread.subscribe", {"thread_id": thread_id})
             texts = ["".join(part["text"] for part in event["content"]) for event in snapshot["events"]]
             assert texts[:2] == ["stream", "stream begins"]
-            assert texts[2].startswith(next(iter(serving.told.values())))
+            assert texts[2].startswith(next(iter(told.values())))
             assert snapshot["runs"] == []
             await serving.say(client, "slow 0", thread_id, until="slow ends")
         _, code = await serving.end()

@@ -27,7 +27,20 @@ from dooers.exceptions import DisconnectedError
 from dooers.models import RunStatus
 from services.postgres import OwnPostgres
 
-__all__ = ["HOSTS", "STATES", "Ended", "Hosted", "Left", "address", "freezing", "hosted", "left_in", "measure", "mute"]
+__all__ = [
+    "HOSTS",
+    "STATES",
+    "Ended",
+    "Hosted",
+    "Left",
+    "address",
+    "freezing",
+    "hosted",
+    "left_in",
+    "measure",
+    "mute",
+    "take",
+]
 
 Frame = dict[str, Any]
 
@@ -51,7 +64,6 @@ class Hosted:
     log: Path
     url: str = ""
     said: dict[str, str] = Factory(dict)
-    told: dict[str, str] = Factory(dict)
 
     @property
     def output(self) -> str:
@@ -72,9 +84,10 @@ class Hosted:
             thread_id = answer.get("thread_id") or await self._thread_of(feed)
         self.said[text] = thread_id
         if until:
+            told: dict[str, str] = {}
             async with asyncio.timeout(WITHIN):
                 async for frame in feed:
-                    if self._take(frame).startswith(until):
+                    if take(frame, told).startswith(until):
                         break
         return thread_id
 
@@ -84,15 +97,6 @@ class Hosted:
                 if frame["type"] == "event.append":
                     return str(frame["payload"]["thread_id"])
         raise AssertionError
-
-    def _take(self, frame: Frame) -> str:
-        payload = frame["payload"]
-        if frame["type"] == "event.delta":
-            told = self.told[payload["event_id"]] = self.told.get(payload["event_id"], "") + payload["text"]
-            return str(told)
-        if frame["type"] == "event.append":
-            return "".join(part.get("text", "") for part in payload["events"][-1]["content"])
-        return ""
 
     async def until_said(self, words: str) -> None:
         """Return when its log has these words."""
@@ -128,6 +132,17 @@ def _start(command: tuple[str, ...], options: Mapping[str, Any], home: Path, env
             start_new_session=True,  # so that what it starts can be ended with it
         )
     return Hosted(process, log)
+
+
+def take(frame: Frame, told: dict[str, str]) -> str:
+    """What a frame says, with the pieces of the same message that were `told` before it."""
+    payload = frame["payload"]
+    if frame["type"] == "event.delta":
+        told[payload["event_id"]] = told.get(payload["event_id"], "") + payload["text"]
+        return told[payload["event_id"]]
+    if frame["type"] == "event.append":
+        return "".join(part.get("text", "") for part in payload["events"][-1]["content"])
+    return ""
 
 
 @asynccontextmanager
@@ -292,16 +307,17 @@ async def measure(
     with mute() as nobody:
         options = {**options, **({"analytics_webhook_url": nobody} if state == "hung webhook" else {})}
         async with hosted(HOSTS[host][0], options, home) as serving:
+            told: dict[str, str] = {}
             async with serving.client() as client:
-                await STATES[state](serving, client)
                 feed = client.frames()
+                await STATES[state](serving, client)
                 with froze if froze is not None else nullcontext():
                     seconds, code = await serving.end(sign)
                 try:
                     async for frame in feed:
-                        serving._take(frame)
+                        take(frame, told)
                     closed_with = None
                 except DisconnectedError as lost:
                     closed_with = lost.close_code
             left = await left_in(options)
-            return Ended(seconds, code, closed_with, serving.output, serving.said, list(serving.told.values()), left)
+            return Ended(seconds, code, closed_with, serving.output, serving.said, list(told.values()), left)
