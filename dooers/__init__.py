@@ -10,6 +10,7 @@ from dooers.context import WorkerAnalytics, WorkerContext, WorkerIncoming, Worke
 from dooers.dispatch import DispatchStream
 from dooers.exceptions import (
     AlreadyConnectedError,
+    ClosingError,
     ConfigError,
     DisconnectedError,
     DispatchError,
@@ -79,6 +80,7 @@ __all__ = [
     "AnalyticsEvent",
     "AnalyticsEventPayload",
     "AuthRequest",
+    "ClosingError",
     "ConfigError",
     "ContentPart",
     "DisconnectedError",

@@ -15,6 +15,8 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
+from dooers.exceptions import ClosingError
+
 __all__ = ["make_app"]
 
 log = logging.getLogger("dooers")
@@ -38,6 +40,8 @@ def make_app(
         try:
             with anyio.fail_after(READY_WITHIN):
                 await ready()
+        except ClosingError:
+            return JSONResponse({"status": "closing"}, status_code=503)
         except Exception:
             log.exception("not ready")
             return JSONResponse({"status": "unavailable"}, status_code=503)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import faulthandler
 import getpass
 import inspect
 import logging
@@ -15,15 +16,19 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from types import ModuleType
+from threading import Thread
+from types import FrameType, ModuleType
 from typing import Annotated, Any, NoReturn
 
 from dooers.exceptions import DooersError
+from dooers.lifecycle import longest
 from dooers.server import WorkerServer
 from dooers.stores import Schema, open_store
 
@@ -45,9 +50,13 @@ __all__ = ["TargetError", "load", "main"]
 
 # How the serving process of `--reload` learns what to serve: it is a fresh process that only gets an import string.
 TARGET = "DOOERS_RUN_TARGET"
-SHUTDOWN = 10
+# Seconds that requests other than a worker's own, and their connections, have to end; and what the process may take beyond all bounds.
+SHUTDOWN, LITTLE = 3, 2.0
 # Seconds after which a peer that takes nothing of what was sent to it is gone.
 DEAF = 30.0
+
+# The worker that this process serves by itself. (Of an application, nobody knows when it may do without its own.)
+_serving: list[WorkerServer] = []
 
 app = typer.Typer(
     name="dooers",
@@ -117,16 +126,44 @@ def run(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with our own word of welcome, said when it is true."""
+    """uvicorn's server with our own word of welcome, said when it is true, and an end that always comes: here the worker closes first and
+    then the sockets, not the other way round, so that people see how their answers end."""
 
     def __init__(self, config: uvicorn.Config, welcome: str) -> None:
         super().__init__(config)
         self.welcome = welcome
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            Thread(target=_end_after, args=(longest() + SHUTDOWN + LITTLE,), daemon=True).start()
+        elif sig == signal.SIGINT:
+            _end_now("ended at once, as it was asked to a second time")
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for worker in _serving:
+            await worker.close()
+        await super().shutdown(sockets)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             _out().print(self.welcome, markup=False, highlight=False, soft_wrap=True)
+
+
+def _end_after(seconds: float) -> None:
+    """End the process if it still is there then: a handler that blocks the event loop, or a thread of its, cannot be ended otherwise."""
+    time.sleep(seconds)
+    with suppress(Exception):
+        faulthandler.dump_traceback()
+    _end_now(f"did not end within {seconds:g} seconds, for what stands above")
+
+
+def _end_now(why: str) -> NoReturn:
+    # Nothing that could wait: no lock of a logger, no buffer, no exit handler.
+    with suppress(OSError):
+        os.write(2, f"dooers: {why}\n".encode())
+    os._exit(1)
 
 
 def _reloaded() -> Any:
@@ -139,7 +176,10 @@ def _reloaded() -> Any:
 
 
 def _asgi(served: Any) -> Any:
-    return served.asgi_app() if isinstance(served, WorkerServer) else served
+    if not isinstance(served, WorkerServer):
+        return served
+    _serving.append(served)
+    return served.asgi_app()
 
 
 def _log() -> None:

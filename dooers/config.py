@@ -311,7 +311,9 @@ class WorkerConfig:
     # The turn. `pipeline_depth` is how many changes of one turn may be on their way to the disk while the handler goes on.
     pipeline_depth: int = field(default=32, validator=_at_least(1))
     teardown_timeout: float = field(default=10.0, validator=_at_least(0.01, int, float))
+    # A worker that closes lets turns finish for so long, and has then so long for everything else: it has closed within the sum.
     shutdown_grace: float = field(default=10.0, validator=_at_least(0, int, float))
+    shutdown_timeout: float = field(default=10.0, validator=_at_least(0.1, int, float))
 
     def __new__(cls, **values: Any) -> WorkerConfig:
         # attrs would raise a bare TypeError for a misspelt option; this one says what was probably meant.

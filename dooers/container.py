@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from difflib import get_close_matches
 from typing import Any
@@ -18,8 +19,9 @@ from dooers.brokers import Broker, open_broker
 from dooers.clock import SystemClock
 from dooers.config import WorkerConfig
 from dooers.context import WorkerAnalytics, WorkerIncoming, WorkerMemory, WorkerSettings
+from dooers.deadline import Deadline
 from dooers.exceptions import NotConfiguredError, SignatureError, StoreError
-from dooers.inject import TurnValue, TypedSnapshot
+from dooers.inject import KeptValues, TurnValue, TypedSnapshot
 from dooers.lanes import Lanes
 from dooers.models import Change, Identity
 from dooers.pulse import Pulse
@@ -29,6 +31,7 @@ from dooers.repository import Repository
 from dooers.runner import Runner
 from dooers.schema import SettingsSchema
 from dooers.send import WorkerSend
+from dooers.session import GOING_AWAY, Session
 from dooers.settings import TypedSettings
 from dooers.stats import Counts
 from dooers.stores import Store, open_store
@@ -139,14 +142,41 @@ async def open_parts(worker: Worker) -> None:
     worker.pulse().start()
 
 
-async def close_parts(worker: Worker) -> None:
-    """Let go of the other processes and of the database, once no turn runs any more."""
-    try:
-        await worker.pulse().stop()
-        await worker.relay().close()
-    finally:
-        await worker.store().close()
-        _renew(worker)
+# Which part of the time to close is used up, at most, when the turns have ended; when sockets, dependencies and analytics have; when
+# the other processes are let go of. What is left is for the store's last writes.
+TURNS, OUTSIDE, OTHERS = 0.55, 0.75, 0.85
+
+
+async def close_parts(worker: Worker, sessions: Set[Session], kept: KeptValues, deadline: Deadline) -> None:
+    """Let turns end, then go of people, of what handlers were given, of other processes and of the database, in bounded time."""
+    await worker.runner().finish(deadline)
+    await worker.runner().close(deadline, TURNS)
+    for session in sessions:
+        session.close(GOING_AWAY)
+    share = deadline.share(OUTSIDE) * 0.9
+    await deadline.stage(
+        OUTSIDE,
+        {
+            "the ends of turns that could not be stored": worker.runner().close_again(),
+            "the analytics": worker.collector().close(share),
+            "the dependencies": kept.close(worker.config().teardown_timeout, share),
+            "the sockets": _sent(sessions, share),
+        },
+    )
+    for keeper in kept.forget():
+        deadline.leave(keeper, f"the teardown of {keeper.get_name().removeprefix('dooers-')}")
+    for session in sessions:
+        if session.answering is not None:
+            deadline.leave(session.answering, "a session that was answering a frame")
+    await deadline.stage(OTHERS, {"the heartbeat": worker.pulse().stop(), "the broker": worker.relay().close()})
+    await deadline.stage(1.0, {"the database": worker.store().close()})
+    _renew(worker)
+
+
+async def _sent(sessions: Set[Session], timeout: float) -> None:
+    """Return when the sessions have ended. A peer that takes nothing is not waited for; that it was closed, it finds out."""
+    if sessions:
+        await asyncio.wait([session.over for session in sessions], timeout=timeout)
 
 
 def _renew(worker: Worker) -> None:

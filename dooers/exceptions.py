@@ -17,6 +17,7 @@ DooersError                     anything below; `.code` is what a client sees on
 ├── NotConfiguredError          NOT_CONFIGURED: asked for what this worker does not have
 ├── TooLargeError               TOO_LARGE
 ├── ThreadBusyError             THREAD_BUSY
+├── ClosingError                CLOSING: the worker ends, or starts anew; try again in a moment
 ├── RateLimitedError            RATE_LIMITED: too much at once; carries `.retry_after`, seconds
 ├── StoreError                  SERVER_ERROR: the database did not do it
 ├── DisconnectedError           a client's connection is gone, or was never there   (also a ConnectionError)
@@ -32,6 +33,7 @@ import reprlib
 
 __all__ = [
     "AlreadyConnectedError",
+    "ClosingError",
     "ConfigError",
     "DisconnectedError",
     "DispatchError",
@@ -177,6 +179,15 @@ class ThreadBusyError(DooersError):
     """The thread's queue of waiting turns is full."""
 
     code = "THREAD_BUSY"
+
+
+class ClosingError(DooersError):
+    """The worker is closing and takes nothing new. Nothing was done: the same works in a moment, here or in another process."""
+
+    code = "CLOSING"
+
+    def __init__(self, message: str = "the worker is closing; try again in a moment") -> None:
+        super().__init__(message)
 
 
 class RateLimitedError(DooersError):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from difflib import get_close_matches
 from functools import partial
+from math import inf
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from attrs import define, field, frozen
@@ -24,6 +26,8 @@ from dooers.send import WorkerEvent
 __all__ = ["CLASSIC", "Compiler", "Dependency", "Lifetime", "Plan", "TurnValue", "TypedSnapshot"]
 
 Lifetime: TypeAlias = Literal["worker", "turn"]
+
+log = logging.getLogger("dooers")
 
 # The classic order, in which five plain positional parameters of any name are bound.
 CLASSIC = ("incoming", "send", "memory", "analytics", "settings")
@@ -183,20 +187,26 @@ class KeptValues:
             future.set_result(value)
             await leave.wait()
 
-    async def close(self, timeout: float) -> list[BaseException]:
-        """Tear everything down, the last made first. What failed on the way is returned, not raised."""
-        failures: list[BaseException] = []
-        for keeper, leave in reversed(self._keepers):
+    async def close(self, timeout: float, within: float = inf) -> None:
+        """Tear everything down, the last made first, each in `timeout` seconds and all `within`: one that hangs has its share, no more."""
+        until = asyncio.get_running_loop().time() + within
+        for waiting, (keeper, leave) in zip(range(len(self._keepers), 0, -1), reversed(self._keepers), strict=True):
+            share = min(timeout, (until - asyncio.get_running_loop().time()) / waiting / 2)
             leave.set()
-            _, late = await asyncio.wait([keeper], timeout=timeout)
+            _, late = await asyncio.wait([keeper], timeout=max(share, 0))
             if late:
+                log.error("the teardown of a dependency took too long: %s", keeper.get_name())
                 keeper.cancel()
-                await asyncio.wait([keeper], timeout=timeout)
+                await asyncio.wait([keeper], timeout=max(share, 0))
             if keeper.done() and not keeper.cancelled() and (error := keeper.exception()) is not None:
-                failures.append(error)
+                log.error("the teardown of a dependency failed", exc_info=error)
+
+    def forget(self) -> list[asyncio.Task[None]]:
+        """Begin anew; what of the old does not end."""
+        left = [keeper for keeper, _ in self._keepers if not keeper.done()]
         self._values.clear()
         self._keepers.clear()
-        return failures
+        return left
 
 
 @frozen(eq=False)

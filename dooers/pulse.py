@@ -54,10 +54,12 @@ class Pulse:
 
     async def stop(self) -> None:
         """Beat no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        self._be_sure(inf)  # nobody is to wait for a beat that does not come
+        try:
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.wait([self._task])
+        finally:
+            self._be_sure(inf)  # nobody is to wait for a beat that does not come
 
     async def sure(self) -> None:
         """Return when others know that this process lives. One that stood still finds out first which of its runs they have closed."""

@@ -71,8 +71,10 @@ class Relay:
     async def close(self) -> None:
         """Say what waits to be said, and hear no more."""
         self._elsewhere.end_all()
-        await self._catchup.close()
-        await self._broker.close()
+        try:
+            await self._catchup.close()
+        finally:
+            await self._broker.close()
 
     # ------------------------------------------------------------ telling
 

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
+from typing import Any
 
 from attrs import evolve
 
@@ -25,7 +26,9 @@ from dooers.analytics import Collector
 from dooers.brokers import Broker
 from dooers.config import TurnOrder, WorkerConfig
 from dooers.context import WorkerSettings
-from dooers.exceptions import HandlerError, NotFoundError, ThreadBusyError
+from dooers.deadline import Deadline
+from dooers.deaf import Deaf
+from dooers.exceptions import ClosingError, HandlerError, NotFoundError, ThreadBusyError
 from dooers.lanes import Lanes, Ticket
 from dooers.models import Change, Scope, ThreadEvent
 from dooers.openturn import Message, OpenTurn, TurnStatus
@@ -46,6 +49,8 @@ SOON = 0.1
 
 # The threads whose turns wait for what runs here: a turn that waited for one of them would wait for itself.
 waited_threads: ContextVar[frozenset[str]] = ContextVar("dooers_waited_threads", default=frozenset())
+# Of the time that turns have to end when the worker closes: how much of it their handlers have to stop.
+STOPPING = 0.8
 
 
 async def _at_once() -> None: ...
@@ -83,7 +88,7 @@ class Runner:
         self._closing = False
         # Waits where this process may have been taken for dead. The pulse sets it.
         self.sure: Callable[[], Awaitable[None]] = _at_once
-        self._last_words: set[asyncio.Task[None]] = set()
+        self._deaf = Deaf(self._stage, self._ended)
 
     @property
     def running(self) -> int:
@@ -190,11 +195,11 @@ class Runner:
         `accept` is called in the very step in which the message is known to be stored, also when whoever waits here was
         cancelled meanwhile: a message that is in the database does not stay unanswered because a socket went away.
 
-        Raises NotFoundError for a thread that is not there or not for this identity, ThreadBusyError for a full queue,
-        StoreError when the database does not do it. After each of them nothing is stored.
+        Raises NotFoundError for a thread that is not there or not for this identity, ThreadBusyError for a full queue, ClosingError
+        from a worker that closes, StoreError when the database does not do it. After each of them nothing is stored.
         """
         if self._closing:
-            raise ThreadBusyError("the worker is closing; try again when it is back")
+            raise ClosingError
         scope = scope_of(message.identity, message.worker_id, private=self._config.private_threads)
         check_may_own(scope)
         change = opening(
@@ -370,24 +375,7 @@ class Runner:
         # Long enough for the handler's `finally` and its dependencies' teardown, each of which is bounded by itself.
         again = 2 * self._config.teardown_timeout + 1
         if opened.watch is None:
-            opened.watch = asyncio.get_running_loop().call_later(again, self._insist, opened)
-
-    def _insist(self, opened: OpenTurn) -> None:
-        """A handler that has swallowed its cancellation gets another, and is then left to itself: the turn ends without it."""
-        if opened.task is not None and not opened.closing and not opened.task.done():
-            opened.task.cancel()
-            log.error("handler %s does not stop; its turn ends without it", opened.message.handler.name)
-            giving_up = asyncio.create_task(self._give_up(opened, opened.task), name="dooers-give-up")
-            self._last_words.add(giving_up)
-            giving_up.add_done_callback(self._last_words.discard)
-
-    async def _give_up(self, opened: OpenTurn, task: asyncio.Task[HandlerError | None]) -> None:
-        await asyncio.wait([task], timeout=1)
-        if task.done() or opened.closing:
-            return
-        opened.closing = True
-        opened.steps.seal()
-        self._ended(opened, await self._stage.conclude(opened, TimeoutError("the handler does not stop")))
+            opened.watch = asyncio.get_running_loop().call_later(again, self._deaf.insist, opened)
 
     # ------------------------------------------------------------ a turn runs
 
@@ -429,19 +417,30 @@ class Runner:
 
     # ------------------------------------------------------------ the worker closes
 
-    async def close(self, grace: float) -> None:
-        """Let turns finish for `grace` seconds, then cancel the rest and wait until each has closed its run."""
+    async def finish(self, deadline: Deadline) -> None:
+        """Take no more messages, and let turns finish as long as the grace lasts; also those whose message is just being stored."""
         self._closing = True
-        if self._opening:  # messages on their way to the disk: their turns come yet
-            await asyncio.wait(self._opening, timeout=max(grace, self._config.teardown_timeout))
-        late = [opened.over for opened in self._turns]
-        if late:
-            await asyncio.wait(late, timeout=grace)
-        stopped = list(self._turns | self._unrun)
-        for opened in stopped:
+        await deadline.grace(lambda: [*self._opening, *(opened.over for opened in self._turns)])
+
+    async def close(self, deadline: Deadline, part: float) -> None:
+        """Cancel what is left, and wait until each turn has closed its run; what does not end in this part of the time is left behind.
+
+        Handlers that do not stop are found out earlier: their turns' ends are to be stored too.
+        """
+        stopped: set[OpenTurn] = set()
+        while (left := deadline.share(part * STOPPING)) > 0:
+            for opened in (self._turns | self._unrun) - stopped:
+                self.stop(opened)
+                stopped.add(opened)
+            ending: list[asyncio.Future[Any]] = [*self._opening, *(opened.over for opened in self._turns)]
+            if not ending:
+                break
+            await asyncio.wait(ending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        for opened in self._turns | self._unrun:
             self.stop(opened)
-        await self.ended(*stopped)
-        if self._turns:
-            log.error("%d handlers did not stop in time and are left to themselves", len(self._turns))
-        if self._last_words:
-            await asyncio.wait(self._last_words, timeout=self._config.teardown_timeout)
+            self._deaf.insist(opened, patience=deadline.share(part) / 4)
+        if ending := [*(opened.over for opened in self._turns), *self._deaf.last_words]:
+            await asyncio.wait(ending, timeout=deadline.share(part))
+        await self._deaf.leave(deadline, self._turns)
+        for opened in list(self._turns):
+            self._ended(opened, None)

@@ -19,7 +19,7 @@ from dooers.config import WorkerConfig
 from dooers.container import Worker, close_parts, open_parts
 from dooers.context import WorkerAnalytics, WorkerMemory, WorkerSettings
 from dooers.dispatch import DispatchStream, identity_of, message_of
-from dooers.exceptions import ConfigError, DispatchError, DooersError, InvalidValueError
+from dooers.exceptions import ClosingError, ConfigError, DispatchError, DooersError, InvalidValueError
 from dooers.inject import InjectedHandler
 from dooers.lifecycle import Lifecycle
 from dooers.models import ContentPart
@@ -28,6 +28,7 @@ from dooers.registration import Registration
 from dooers.repository import Repository
 from dooers.routes.desk import Desk
 from dooers.routing import route
+from dooers.runner import waited_threads
 from dooers.session import GOING_AWAY, NOT_YOU, REASONS, Session, WebSocketLike
 from dooers.stats import WorkerStats
 
@@ -54,7 +55,8 @@ class WorkerServer(Registration):
         super().__init__(config, parts)
         self._warned = False
         self._sessions: set[Session] = set()
-        self._life = Lifecycle(partial(open_parts, self._parts), self._shut, config.shutdown_grace)
+        shut = partial(close_parts, self._parts, self._sessions, self._kept)
+        self._life = Lifecycle(partial(open_parts, self._parts), shut, config.shutdown_grace, config.shutdown_timeout)
 
     @overload
     def settings(self, settings_class: C, /) -> C: ...
@@ -75,24 +77,21 @@ class WorkerServer(Registration):
     async def ensure_initialized(self) -> None:
         """Open the worker if it is not open: any number of concurrent first calls open it once.
 
-        StoreError when the database cannot be reached; the next call tries again.
+        StoreError when the database cannot be reached; the next call tries again. ClosingError while it closes.
         """
+        if self._life.closing:
+            raise ClosingError
         await self._life.begin()
 
-    async def _shut(self, grace: float) -> None:
-        try:
-            await self._parts.runner().close(grace)
-            for session in self._sessions:
-                session.close(GOING_AWAY)
-            for error in await self._kept.close(self.config.teardown_timeout):
-                log.error("the teardown of a dependency failed", exc_info=error)
-            await self._parts.collector().close()
-        finally:
-            await close_parts(self._parts)
-
     async def close(self) -> None:
-        """Let turns finish for `shutdown_grace` seconds, cancel the rest, close sockets with 1012, let go of the database."""
-        await self._life.end()
+        """Let turns finish for `shutdown_grace` seconds, cancel the rest, close sockets with 1012, let go of the database.
+
+        Returns within `shutdown_grace + shutdown_timeout` and a little, whatever hangs; in a handler at once, as it would wait for itself.
+        """
+        if any(map(self.is_answering, waited_threads.get())):
+            self._life.leave()
+        else:
+            await self._life.end()
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
@@ -113,7 +112,7 @@ class WorkerServer(Registration):
         Run it once every process has the new key first and the old ones after it; then the old ones may go. It takes nothing from
         who writes meanwhile. StoreError, once all others are done, names those that no key opens.
         """
-        await self.ensure_initialized()
+        await self._life.begin()
         return await self._parts.settings().rotate()
 
     # ------------------------------------------------------------ the doors
@@ -126,7 +125,7 @@ class WorkerServer(Registration):
         return make_app(self.handle, self.lifespan, self.ready)
 
     async def ready(self) -> None:
-        """Return when the store answers; StoreError when it does not."""
+        """Return when the store answers; StoreError when it does not, ClosingError while the worker closes."""
         await self.ensure_initialized()
         await self._parts.store().ping()
 
@@ -196,6 +195,8 @@ class WorkerServer(Registration):
             await websocket.accept()  # type: ignore[attr-defined]
         try:
             await self.ensure_initialized()
+        except ClosingError:
+            return GOING_AWAY
         except DooersError:
             log.exception("a connection was refused: the worker cannot be opened")
             return TRY_AGAIN
@@ -262,7 +263,7 @@ class WorkerServer(Registration):
                 data=data,
                 idempotency_key=idempotency_key,
             )
-            await self.ensure_initialized()
+            await self._life.begin()
             opened = await self._open(incoming)
         except DooersError as error:
             raise DispatchError(f"dispatch: {error}", code=error.code) from error
@@ -307,18 +308,18 @@ class WorkerServer(Registration):
 
     async def memory(self, thread_id: str) -> WorkerMemory:
         """The memory of a thread."""
-        await self.ensure_initialized()
+        await self._life.begin()
         return WorkerMemory(self._parts.store(), thread_id)
 
     async def _settings_of(self, worker_id: str | None) -> WorkerSettings:
-        await self.ensure_initialized()
+        await self._life.begin()
         return self._parts.settings()(self.config.worker_id if worker_id is None else worker_id)
 
     async def analytics(
         self, worker_id: str | None = None, thread_id: str | None = None, user_id: str | None = None
     ) -> WorkerAnalytics:
         """Analytics of a worker id; with a thread, live subscribers who may see that thread hear of it."""
-        await self.ensure_initialized()
+        await self._life.begin()
         thread = None if thread_id is None else await self._parts.store().thread(thread_id)
         return WorkerAnalytics(
             self._parts.collector(),
@@ -331,5 +332,5 @@ class WorkerServer(Registration):
 
     async def repository(self) -> Repository:
         """Direct access to threads, events, runs and settings."""
-        await self.ensure_initialized()
+        await self._life.begin()
         return self._parts.repository()

@@ -124,6 +124,9 @@ class Session:
         self._close_code: int | None = None
         self._tasks: TaskGroup | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        # Done when it has ended; until then, the task that it serves in while a frame is being answered.
+        self.over = asyncio.get_running_loop().create_future()
+        self.answering: asyncio.Task[Any] | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._heard_at = asyncio.get_running_loop().time()
         # Set by `connected`, and only by it.
@@ -293,8 +296,12 @@ class Session:
             for timer in (self._expiry, self._idle):
                 if timer is not None:
                     timer.cancel()
-        if self._close_code is not None:
-            await self._say_close(self._close_code)
+        try:
+            if self._close_code is not None:
+                await self._say_close(self._close_code)
+        finally:
+            if not self.over.done():
+                self.over.set_result(None)
 
     async def _read(self) -> None:
         with anyio.CancelScope(deadline=anyio.current_time() + self._config.connect_timeout) as waiting:
@@ -305,7 +312,9 @@ class Session:
                     return
                 # Once it is to close, nothing is taken any more: a refused client cannot slip anything in.
                 if message["type"] == "websocket.receive" and self._close_code is None:
+                    self.answering = asyncio.current_task()
                     await self._take(message.get("text"), len(message.get("bytes") or b""))
+                    self.answering = None
                 if self.identity is not None:
                     waiting.deadline = float("inf")
         # Only an identity that was never given runs into the deadline.

@@ -196,6 +196,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("pipeline_depth", 0, "at least 1, got 0"),
     ("teardown_timeout", float("nan"), "at least 0.01, got nan"),
     ("shutdown_grace", -0.1, "at least 0, got -0.1"),
+    ("shutdown_timeout", 0, "at least 0.1, got 0"),
     ("broker_url", 5, "str or None, got 5"),
     ("idle_timeout", 0, "at least 0.01, got 0"),
     ("idle_timeout", "60", "int or float or None, got '60'"),

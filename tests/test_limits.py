@@ -9,7 +9,7 @@ import asyncio
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -509,6 +509,25 @@ async def a_shutdown(path: Path) -> None:
         await worker.close()
         assert 0.04 <= asyncio.get_running_loop().time() - began < 5
         assert [run.status for run in await (await worker.repository()).list_runs()] == ["canceled"]
+
+
+@hits("shutdown_timeout")
+async def a_shutdown_that_hangs(path: Path) -> None:
+    async with serving(shutdown_grace=0, shutdown_timeout=0.2) as (worker, _):
+
+        @worker.handler("deaf")
+        async def deaf() -> str:
+            while not over.is_set():
+                with suppress(asyncio.CancelledError):
+                    await over.wait()
+            return "at last"
+
+        over = asyncio.Event()
+        (await worker.dispatch("deaf", **WHO, message="hi")).detach()
+        began = asyncio.get_running_loop().time()
+        await worker.close()
+        assert asyncio.get_running_loop().time() - began < 5
+        over.set()
 
 
 @hits("pipeline_depth")

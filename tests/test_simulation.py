@@ -826,7 +826,7 @@ def check_nothing_stays(sim: Simulation) -> None:
         "topics": broadcast._topics,
         "lanes": list(lanes),
         "turns": sim.worker._parts.runner()._turns,
-        "last words": sim.worker._parts.runner()._last_words,
+        "last words": sim.worker._parts.runner()._deaf.last_words,
         "sessions": sim.worker._sessions,
     }
     assert not any(left.values()), f"seed {sim.seed}: left behind: {left}"

@@ -863,4 +863,4 @@ async def test_after_the_worker_has_closed_nothing_is_taken(worker: WorkerServer
     runner._closing = True
     with pytest.raises(DispatchError) as caught:
         await worker.dispatch(quick, **WHO, message="go")
-    assert caught.value.code == "THREAD_BUSY"
+    assert caught.value.code == "CLOSING"

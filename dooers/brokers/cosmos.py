@@ -100,9 +100,11 @@ class CosmosBroker:
         self._open = False
         for key in list(self._held):
             self.unlock(key)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._container.close()
+        try:
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+        finally:
+            await self._container.close()
 
     def tell(self, text: str) -> None:
         """Nobody hears it."""

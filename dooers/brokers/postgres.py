@@ -129,15 +129,19 @@ class PostgresBroker:
     async def close(self) -> None:
         if self._connection is None:
             return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(self._config.database_timeout, 5.0)):
-                while (
-                    self._waiting and self._here.is_set()
-                ):  # not by who speaks: a loop that ends has cancelled that first
-                    await self._say_some()
-                self._company.leave()
-                while self._passing:
-                    await asyncio.wait(self._passing)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(self._config.database_timeout, 5.0)):
+                    # Not by who speaks: a loop that ends has cancelled that first.
+                    while self._waiting and self._here.is_set():
+                        await self._say_some()
+                    self._company.leave()
+                    while self._passing:
+                        await asyncio.wait(self._passing)
+        finally:
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
         tasks = self._lasting | self._passing
         for task in tasks:
             task.cancel()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -41,7 +42,7 @@ from dooers.stats import Tally
 from dooers.stores import COUNTED, IN_MEMORY, Schema, at_once, nowhere, snapshot_of, store_error
 from dooers.stores.rows import event_of, moment, run_of, thread_of
 from dooers.stores.sql import SqliteStatements, Statement
-from dooers.stores.sqlite_connection import connect, hop, hop_to_end
+from dooers.stores.sqlite_connection import begin, connect, hop, hop_to_end, look_often
 from dooers.stores.sqlite_schema import look_into, prepare, prepare_file
 from dooers.turn import at_work
 
@@ -71,6 +72,7 @@ class SqliteStore:
         self._reader: Connection | None = None
         self._waiting: list[tuple[Change, asyncio.Future[Change]]] = []
         self._flusher: asyncio.Task[None] | None = None
+        self._given_up = threading.Event()
 
     # ------------------------------------------------------------ lifecycle
 
@@ -86,9 +88,11 @@ class SqliteStore:
 
     async def _open(self) -> None:
         in_memory = self._path == MEMORY
+        self._given_up.clear()
         if not in_memory:
             await self._prepare(self._auto_migrate)
         self._writer = await connect(self._path, self._stack)
+        await hop(self._writer, look_often)
         if in_memory:
             await self._prepare(self._auto_migrate)
         # A database in memory exists for its connection only: there the writer reads too.
@@ -107,13 +111,18 @@ class SqliteStore:
             while self._flusher is not None and not self._flusher.done():
                 await asyncio.wait([self._flusher])
                 self._wake()
+        except asyncio.CancelledError:
+            self._given_up.set()
+            raise
         finally:
             await self._let_go()
 
     async def _let_go(self) -> None:
         self._writer = self._reader = None
+        # Another one for who opens again, also where this one cannot be closed in time.
+        stack, self._stack = self._stack, AsyncExitStack()
         with anyio.CancelScope(shield=True):
-            await self._stack.aclose()
+            await stack.aclose()
 
     async def migrate(self) -> str:
         try:
@@ -175,7 +184,7 @@ class SqliteStore:
     def _transaction(self, connection: sqlite3.Connection, changes: list[Change]) -> list[Change | DooersError]:
         """First all in one transaction; if one of them spoils it, one transaction each."""
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            begin(connection, self._given_up)
         except sqlite3.Error as error:
             # Locked, unreadable, gone: so it is for each of them, and each would wait as long again to hear it.
             return [store_error(error) for _ in changes]
@@ -252,7 +261,7 @@ class SqliteStore:
 
     async def _change_alone(self, statements: list[Statement]) -> list[sqlite3.Row]:
         def work(connection: sqlite3.Connection) -> list[sqlite3.Row]:
-            connection.execute("BEGIN IMMEDIATE")
+            begin(connection, self._given_up)
             try:
                 rows = [row for statement in statements for row in _all(connection, statement)]
                 connection.execute("COMMIT")

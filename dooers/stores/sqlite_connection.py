@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
@@ -16,12 +17,14 @@ from urllib.parse import quote
 import databases
 from databases.core import Connection
 
-__all__ = ["PATIENCE", "TunedConnection", "connect", "hop", "hop_to_end", "use_wal"]
+__all__ = ["PATIENCE", "TunedConnection", "begin", "connect", "hop", "hop_to_end", "look_often", "use_wal"]
 
 T = TypeVar("T")
 
 # Seconds that another process may hold the file before we give up on it.
 PATIENCE = 10.0
+# Seconds after which who waits to write looks whether it still is to.
+LOOK = 0.1
 PRAGMAS = (
     "synchronous=FULL",
     "foreign_keys=ON",
@@ -104,6 +107,25 @@ async def hop_to_end(connection: Connection, work: Callable[[sqlite3.Connection]
 
 def _nothing(_: sqlite3.Connection) -> None:
     """Only a place in the thread's queue."""
+
+
+def begin(connection: sqlite3.Connection, given_up: threading.Event) -> None:
+    """Begin to write, once nobody else does: for so long the thread waits, and with it the end of the process. SQLite, when it waits by
+    itself, cannot be told to give up."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE").close()
+            return
+        except sqlite3.OperationalError as error:
+            locked = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not locked or given_up.is_set() or time.monotonic() > give_up:
+                raise
+
+
+def look_often(connection: sqlite3.Connection) -> None:
+    """For `begin`."""
+    connection.execute(f"PRAGMA busy_timeout={int(LOOK * 1000)}").fetchall()
 
 
 async def connect(path: str, stack: AsyncExitStack) -> Connection:
