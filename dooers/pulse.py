@@ -10,21 +10,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import timedelta
 from math import inf
+from typing import Any
 
 from dooers.brokers import Broker
 from dooers.codec import clean
 from dooers.config import WorkerConfig
 from dooers.exceptions import told
-from dooers.models import Run
+from dooers.models import Run, RunQuery
 from dooers.runner import Runner
-from dooers.stores import Store
+from dooers.stores import Store, answered
 from dooers.turn import Clock, mourning
 
 __all__ = ["Pulse"]
 
 log = logging.getLogger("dooers")
+
+# Of how many failed runs, the latest, those of a burial are looked for whose answer was lost.
+LOOKS = 1_000
 
 
 class Pulse:
@@ -39,9 +44,14 @@ class Pulse:
         self._runner = runner
         self._clock = clock
         self._process_id = process_id
-        self._task: asyncio.Task[None] | None = None
-        # Dead runs that were closed, and of whose end nobody was told yet.
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._burying: asyncio.Task[None] | None = None
+        # Dead runs that were closed, and of whose end nobody was told yet; the texts of burials whose answer did not come.
         self._untold: deque[Run] = deque()
+        self._unanswered: set[str] = set()
+        # When the database was last heard of, and from when on others have had the time to say that they live. One that was away was
+        # away for everybody: whoever comes back first must not take the rest for dead.
+        self._seen, self._fair = -inf, inf
         # Until when nobody can have taken this process for dead, and whoever waits to know that again.
         self._sure_until = 0.0
         self._again = asyncio.Event()
@@ -50,13 +60,16 @@ class Pulse:
         """Begin to beat, and look for the dead, now and with each beat."""
         self._sure_until = inf
         self._runner.sure = self.sure
-        self._task = asyncio.create_task(self._beat(), name="dooers-pulse")
+        if self._alone:
+            self._seen, self._fair = asyncio.get_running_loop().time(), 0.0
+        self._spawn(self._go_on(), "dooers-pulse")
 
     async def stop(self) -> None:
         """Beat no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         self._be_sure(inf)  # nobody is to wait for a beat that does not come
 
     async def sure(self) -> None:
@@ -69,31 +82,50 @@ class Pulse:
         self._again.set()
         self._again.clear()
 
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _go_on(self) -> None:
+        while True:
+            stored = await self._survived(self._beat, "the heartbeat of running turns was not stored")
+            if stored and (self._burying is None or self._burying.done()):
+                # Beside the beats: what takes its time with the dead must not make this process look like one of them.
+                self._burying = self._spawn(self._see_to_the_dead(self._seen >= self._fair), "dooers-pulse-dead")
+            await asyncio.sleep(self._config.run_heartbeat)
+
+    async def _survived(self, work: Callable[[], Awaitable[None]], otherwise: str) -> bool:
+        """Do something; whether it was done, in time. A call that hangs is given up by the time that it is of no use any more."""
+        try:
+            async with asyncio.timeout(self._config.run_timeout):
+                with answered():
+                    await work()
+        except Exception as error:
+            self._seen = -inf
+            log.warning("%s: %r", otherwise, error)
+            return False
+        return True
+
     async def _beat(self) -> None:
         loop, every = asyncio.get_running_loop(), self._config.run_heartbeat
-        # When the database was last heard of, and from when on others have had the time to say that they live. One that was away was
-        # away for everybody: whoever comes back first must not take the rest for dead.
-        seen, fair = (loop.time(), 0.0) if self._alone else (-inf, inf)
-        while True:
-            began = loop.time()
-            try:
-                if self._runner.running:
-                    await self._store.beat(self._process_id, self._clock.now())
-                elif loop.time() - seen > 2 * every:
-                    await self._store.ping()
-                silent, seen = loop.time() - seen, loop.time()
-                if silent > 2 * every:
-                    fair = seen + 2 * every
-                if silent > self._config.run_timeout:
-                    await self._find_buried()
-                self._be_sure(began)
-                await self._runner.close_again()
-                if seen >= fair:
-                    await self._bury()
-            except Exception as error:
-                seen = -inf
-                log.warning("the heartbeat of running turns was not stored: %r", error)
-            await asyncio.sleep(every)
+        began = loop.time()
+        if self._runner.running:
+            await self._store.beat(self._process_id, self._clock.now())
+        elif began - self._seen > 2 * every:
+            await self._store.ping()
+        silent, self._seen = loop.time() - self._seen, loop.time()
+        if silent > 2 * every:
+            self._fair = self._seen + 2 * every
+        if silent > self._config.run_timeout:
+            await self._find_buried()
+        self._be_sure(began)
+
+    async def _see_to_the_dead(self, bury: bool) -> None:
+        await self._survived(self._runner.close_again, "the end of a turn could not be stored")
+        if bury:
+            await self._survived(self._bury, "the runs of dead processes could not be closed")
 
     async def _find_buried(self) -> None:
         """This process was slow, or the database away, for so long that others may have closed runs of it, unheard."""
@@ -106,9 +138,16 @@ class Pulse:
         now, error_id = self._clock.now(), self._clock.new_id()
         dead = TimeoutError("its process gave no sign of life")
         text = clean(told("The answer broke off.", dead, error_id, expose=self._config.expose_errors))
-        for run in await self._store.bury(now - timedelta(seconds=self._config.run_timeout), now, text):
-            log.error("run %s in thread %s was left by a dead process (error %s)", run.id, run.thread_id, error_id)
-            self._untold.append(run)
+        if (
+            self._unanswered
+        ):  # a burial may have been done, though its answer was lost: its runs are known by their text
+            failed = await self._store.runs(RunQuery(equal={"status": "failed"}, limit=LOOKS))
+            self._note(run for run in failed if run.error in self._unanswered)
+            self._unanswered.clear()
+        self._unanswered.add(text)
+        buried = await self._store.bury(now - timedelta(seconds=self._config.run_timeout), now, text)
+        self._unanswered.discard(text)
+        self._note(buried)
         while self._untold:  # where the database goes away now, the next beat goes on with it
             run = self._untold[0]
             thread = await self._store.thread(run.thread_id)
@@ -116,3 +155,8 @@ class Pulse:
                 self._runner.close_later(mourning(thread, run, self._clock))
             self._untold.popleft()
             await self._runner.close_again()
+
+    def _note(self, buried: Iterable[Run]) -> None:
+        for run in buried:
+            log.error("run %s in thread %s was left by a dead process: %s", run.id, run.thread_id, run.error)
+            self._untold.append(run)

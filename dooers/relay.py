@@ -16,11 +16,10 @@ from attrs import Factory, define, evolve
 
 from dooers.broadcast import Broadcast, Member
 from dooers.brokers import Broker
-from dooers.exceptions import StoreError
 from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadEvent, ThreadQuery
 from dooers.news import News, about, looks, read, write
 from dooers.steps import Growing
-from dooers.stores import GAP, Store
+from dooers.stores import GAP, Store, answered
 from dooers.turn import Clock
 
 __all__ = ["Listener", "Relay"]
@@ -119,12 +118,12 @@ class Relay:
 
     def publish(self, change: Change) -> None:
         """Tell of a Change that this process has stored."""
-        if self._broker.alone:
+        if self._broker.alone and not self._catching and not self._broadcast.lacks(change):
             self._broadcast.publish(change)
             return
-        self._show(change)
-        if not self._announced and not self._say(News.of(change, self._process_id)):
-            self._broker.tell(looks([change], self._process_id, self._broker.limit or 0))
+        self._show(change)  # alone too, where a write before this one was done and its answer lost
+        if not (self._broker.alone or self._announced or self._say(News.of(change, self._process_id))):
+            self._tell_others(looks([change], self._process_id, self._broker.limit or 0))
 
     def tell_delta(self, thread: Thread, event: ThreadEvent, at: int, text: str) -> None:
         """A piece of a message that is being written, which stands at `at` of it."""
@@ -173,7 +172,7 @@ class Relay:
         text = write(news)
         limit = self._broker.limit
         if limit is None or len(text) * 4 <= limit or len(text.encode()) <= limit:
-            self._broker.tell(text)
+            self._tell_others(text)
             return True
         if news.kind == "delta" and len(news.text) > 1:
             half = len(news.text) // 2
@@ -184,6 +183,12 @@ class Relay:
         if news.kind != "change":  # for a Change that cannot be told there is something to say
             log.warning("news of %r are too large for the broker and stay here", news.topic or news.kind)
         return False
+
+    def _tell_others(self, text: str) -> None:
+        try:
+            self._broker.tell(text)
+        except Exception as error:  # what is told may be lost, what it tells of goes on
+            log.warning("the other processes could not be told: %r", error)
 
     # ------------------------------------------------------------ hearing
 
@@ -326,7 +331,7 @@ class Relay:
             try:
                 async with self._room:
                     threads = await self._store.threads(ThreadQuery(equal=place, limit=NEWEST))
-            except StoreError as error:
+            except Exception as error:
                 log.warning("what is new in the lists could not be read (%r)", error)
                 return
             for thread in reversed(threads):
@@ -339,8 +344,7 @@ class Relay:
 
     async def _read_setting(self, news: News) -> None:
         """Tell of a setting that was too large to be told."""
-        field_id = news.payload["field_id"]
-        await self._tell_form(news.worker_id, news.frame_type, lambda form: form.patched(field_id))
+        await self._tell_form(news.worker_id, news.frame_type, lambda form: form.patched(news.payload["field_id"]))
 
     async def _tell_form(
         self, worker_id: str, frame_type: str, read: Callable[[Form], Awaitable[dict[str, Any] | None]]
@@ -390,7 +394,8 @@ class Relay:
             if attempt:
                 await asyncio.sleep(0.05 * 2**attempt)
             try:
-                await self._show_missed(thread_id, reading)
+                with answered():
+                    await self._show_missed(thread_id, reading)
                 return True
             except Exception as error:
                 log.warning("catching up with thread %s failed (%r)", thread_id, error)

@@ -31,7 +31,7 @@ from dooers.openturn import Message, OpenTurn
 from dooers.relay import Relay
 from dooers.stage import Stage
 from dooers.steps import Sink, Steps
-from dooers.stores import Store
+from dooers.stores import Store, answered, outcome_of
 from dooers.turn import Clock, Turn, opening
 
 __all__ = ["Runner", "waited_threads"]
@@ -40,6 +40,9 @@ log = logging.getLogger("dooers")
 
 # The threads whose turns wait for what runs here: a turn that waited for one of them would wait for itself.
 waited_threads: ContextVar[frozenset[str]] = ContextVar("dooers_waited_threads", default=frozenset())
+
+# Messages that were perhaps stored, at most; of older ones a repeat is taken for what it says it is.
+UNSURE = 1_000
 
 
 async def _at_once() -> None: ...
@@ -72,6 +75,9 @@ class Runner:
         self._turns: set[OpenTurn] = set()
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
         self._opening: set[asyncio.Future[OpenTurn]] = set()
+        # Messages of which nobody knows whether they were stored, in the order of arrival: the answer did not come.
+        self._unsure: dict[str, None] = {}
+        self._kept_locks: set[str] = set()
         self._closing = False
         # Waits where this process may have been taken for dead. The pulse sets it.
         self.sure: Callable[[], Awaitable[None]] = _at_once
@@ -104,13 +110,23 @@ class Runner:
         if change.runs:  # a run says whose it is, so that others see to it when this process dies
             runs = tuple(evolve(run, process_id=self._process_id) for run in change.runs)
             change = evolve(change, runs=runs)
-        future = self._store.apply(change)
+        try:
+            future = self._store.apply(change)
+        except Exception as error:  # whoever waits for it hears of that in the one way they know
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(error)
         future.add_done_callback(self._publish)
         return future
 
     async def commit(self, change: Change) -> Change:
         """`submit`, and wait for it. Being cancelled here does not unwrite anything."""
-        return await asyncio.shield(self.submit(change))
+        future = self.submit(change)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if future.cancelled():  # not whoever waits here
+                return outcome_of(future)
+            raise
 
     def _publish(self, future: asyncio.Future[Change]) -> None:
         if future.cancelled() or future.exception() is not None:
@@ -120,6 +136,9 @@ class Runner:
             return
         if change.removes:
             self._forget(change)
+        self._tell(change)
+
+    def _tell(self, change: Change) -> None:
         try:
             self._relay.publish(change)
             self._collector.observe(change)
@@ -160,7 +179,9 @@ class Runner:
         self._stage.close_later(change)
 
     async def close_again(self) -> None:
-        """Store the ends of turns that could not be stored when they came."""
+        """Store the ends of turns that could not be stored when they came, and give back locks that could not be given back."""
+        for key in list(self._kept_locks):
+            self._unlock(key)
         await self._stage.close_again()
 
     # ------------------------------------------------------------ a turn opens
@@ -206,7 +227,7 @@ class Runner:
 
         def stored(future: asyncio.Future[Change]) -> None:
             try:
-                turn = self._opened(message, future.result(), ticket)
+                turn = self._opened(message, self._first_answer(outcome_of(future)), ticket)
                 if order == "replace" and not turn.repeated:  # not before it is stored: a repeat replaces nothing
                     self.cancel(thread_id=turn.thread.id, before=turn.event.seq)
                 accept(turn)
@@ -214,6 +235,10 @@ class Runner:
                     self._unrun.add(turn)
             except BaseException as error:
                 ticket.leave()
+                if change.repeat_key is not None and not isinstance(error, NotFoundError):
+                    self._unsure[change.events[0].id] = None
+                    if len(self._unsure) > UNSURE:
+                        del self._unsure[next(iter(self._unsure))]
                 opened.set_exception(busy if busy is not None and isinstance(error, NotFoundError) else error)
                 opened.exception()  # whoever waited may have gone: then nobody is left to hear of it, which is no error
             else:
@@ -223,6 +248,15 @@ class Runner:
         opened.add_done_callback(self._opening.discard)
         self.submit(change).add_done_callback(stored)
         return await asyncio.shield(opened)
+
+    def _first_answer(self, stored: Change) -> Change:
+        """A message of which nobody heard that it was stored has had no turn: the repeat that finds it there is its first time."""
+        if not stored.repeated or stored.events[0].id not in self._unsure:
+            return stored
+        del self._unsure[stored.events[0].id]
+        first = evolve(stored, repeated=False, created=stored.events[0].seq == 1)
+        self._tell(first)
+        return first
 
     def _opened(self, message: Message, stored: Change, ticket: Ticket) -> OpenTurn:
         if stored.repeated:
@@ -261,13 +295,33 @@ class Runner:
         self._unrun.discard(opened)
         if opened.locked:
             opened.locked = False
-            self._broker.unlock(opened.thread.id)
+            self._unlock(opened.thread.id)
         opened.ticket.leave()
         sink, opened.steps.sink = opened.steps.sink, None
         if sink is not None:
             sink.end(error)
         if not opened.over.done():
             opened.over.set_result(None)
+
+    async def _lock(self, opened: OpenTurn) -> None:
+        key = opened.thread.id
+        try:
+            if key in self._kept_locks:
+                self._unlock(key)
+            with answered():
+                await self._broker.lock(key)
+        except Exception:
+            self._unlock(key)  # it may be ours, where only the answer was lost
+            raise
+        opened.locked = True
+
+    def _unlock(self, key: str) -> None:
+        self._kept_locks.discard(key)
+        try:
+            self._broker.unlock(key)
+        except Exception as error:  # the end of a turn goes on: others wait for its place
+            self._kept_locks.add(key)
+            log.error("the lock of thread %s could not be given back: %r", key, error)
 
     # ------------------------------------------------------------ a turn is stopped
 
@@ -344,8 +398,7 @@ class Runner:
         try:
             await opened.ticket.wait()
             if opened.ticket.in_line:
-                await self._broker.lock(opened.thread.id)
-                opened.locked = True
+                await self._lock(opened)
             opened.status = "running"
             seconds = opened.message.handler.timeout or self._config.handler_timeout
             if seconds is not None:

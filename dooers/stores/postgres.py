@@ -231,7 +231,9 @@ class PostgresStore:
         await self._fetch(self._sql.beat(process_id, at))
 
     async def bury(self, before: datetime, at: datetime, error: str) -> list[Run]:
-        return [run_of(row) for row in await self._fetch(self._sql.bury(before, at, error))]
+        # Not done again: the second try would find nobody, and whoever asked would never know whom the first has found.
+        statement = self._sql.bury(before, at, error)
+        return [run_of(row) for row in await self._pool.read(lambda line: line.fetch(statement), twice=False)]
 
     async def set_settings(self, worker_id: str, values: Mapping[str, Any], at: datetime) -> None:
         if values:

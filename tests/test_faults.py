@@ -1,0 +1,578 @@
+"""Every call of the store and of the broker fails, hangs or is cancelled once, in turn; and what holds whatever it was.
+
+A scenario is what one client, or code, does. It is run once to count its calls, and then once for each call and each fault. What the
+client saw and what the thread held is the table in docs/survival.md; run with DOOERS_TEST_WRITE_TABLES=1 to write it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import Factory, define, evolve, frozen
+from cryptography.fernet import Fernet
+from dependency_injector import providers
+from services.faults import FAULTS, SECRET, Call, Fault, Faults, FaultyBroker, FaultyStore, methods
+
+from dooers import WorkerConfig, WorkerServer
+from dooers.brokers import Broker
+from dooers.brokers.memory import Hub, MemoryBroker
+from dooers.exceptions import DispatchError, DooersError, HandlerError
+from dooers.models import EventQuery, RunQuery, TextPart
+from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
+from dooers.stores import Store
+from dooers.stores.memory import MemoryStore
+from dooers.stores.sqlite import SqliteStore
+from dooers.testing import WorkerClient
+
+Frame = dict[str, Any]
+WITHIN = float(os.environ.get("FW", "20"))
+WHO: dict[str, Any] = {"organization_id": "org-1", "workspace_id": "ws-1", "user_id": "user-1"}
+KEYS = [Fernet.generate_key().decode() for _ in range(2)]
+SCHEMA = SettingsSchema(
+    fields=[
+        SettingsField(id="model", type=SettingsFieldType.TEXT, label="Model", value="small"),
+        SettingsField(id="key", type=SettingsFieldType.PASSWORD, label="Key"),
+    ]
+)
+PAGE = Path(__file__).parent.parent / "docs" / "survival.md"
+BEFORE: set[Any] = set()
+WRITE = bool(os.environ.get("DOOERS_TEST_WRITE_TABLES"))
+
+
+# ---------------------------------------------------------------- a worker with everybody in it
+
+
+@define(eq=False)
+class House:
+    """A worker whose store and broker fail when they are told to; the one who asks, and others who have nothing to do with it."""
+
+    worker: WorkerServer
+    # Another process of the same worker, where there is one.
+    other: WorkerServer
+    faults: Faults
+    store: Any
+    hub: Hub | None
+    thread_id: str = ""
+    event_id: str = ""
+    run_id: str = ""
+    asking: WorkerClient = None  # type: ignore[assignment]
+    watching: WorkerClient = None  # type: ignore[assignment]
+    seen: list[Frame] = Factory(list)
+    watched: list[Frame] = Factory(list)
+    notes: dict[str, str] = Factory(dict)
+    going: asyncio.Event = Factory(asyncio.Event)
+
+    async def ask(self, what: str, frame_type: str, **payload: Any) -> Frame:
+        """Ask for something, and note what came."""
+        frame = await self.asking.ask(frame_type, payload)
+        self.notes[what] = outcome(frame)
+        return frame
+
+    async def post(self, text: str, what: str = "post", **more: Any) -> Frame:
+        frame = await post(self.asking, text, **{"thread_id": self.thread_id, **more})
+        self.notes[what] = outcome(frame)
+        return frame
+
+    async def read(self) -> list[Frame]:
+        """What has come to the one who asks."""
+        assert (await self.asking.ask("ping"))["type"] == "pong"
+        frames, self.asking._unread = self.asking._unread, []
+        self.seen += frames
+        return frames
+
+    async def over(self) -> None:
+        """Return when nothing runs in the thread; note how its runs ended, as the client was told."""
+        await self.quiet()
+        told = {
+            frame["payload"]["run"]["id"]: frame["payload"]["run"]["status"]
+            for frame in await self.read()
+            if frame["type"] == "run.upsert"
+        }
+        if told:
+            self.notes["run"] = ", ".join(told.values())
+
+    async def quiet(self) -> None:
+        async with asyncio.timeout(WITHIN):
+            for worker in (self.worker, self.other):
+                parts = worker._parts
+                while parts.runner().running or parts.runner()._opening or parts.relay()._tasks:
+                    await asyncio.sleep(0.001)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+async def post(asking: WorkerClient, text: str, thread_id: str | None = None, **more: Any) -> Frame:
+    """Post a message; the answer to the frame."""
+    event = {"type": "message", "actor": "user", "content": [{"type": "text", "text": text}]}
+    return await asking.ask("event.create", {"event": event, **({"thread_id": thread_id} if thread_id else {}), **more})
+
+
+def text_of(event: Frame) -> str:
+    return "".join(part["text"] for part in event["content"])
+
+
+def outcome(frame: Frame) -> str:
+    if frame["type"] != "ack":
+        return "ok"
+    payload = frame["payload"]
+    if payload["ok"]:
+        return "ok"
+    return str(payload["error"]["code"])
+
+
+def client(worker: WorkerServer, user_id: str = "user-1") -> WorkerClient:
+    return WorkerClient(worker, connect={"worker_id": "worker", **WHO, "user_id": user_id})
+
+
+async def pieces() -> AsyncIterator[str]:
+    yield "as it is "
+    yield "written"
+
+
+def handler_of(house: Callable[[], House]) -> Callable[..., Any]:
+    async def handler(incoming: Any, send: Any, memory: Any, settings: Any) -> AsyncIterator[Any]:
+        said = incoming.message
+        if said == "plain":
+            yield send.run_start()
+            yield send.text("re: plain")
+        elif said == "wait":
+            yield send.run_start()
+            yield send.text("first")
+            await memory.get_history()  # which waits until that is stored
+            house().going.set()
+            await asyncio.Event().wait()
+        elif said == "short":
+            yield send.run_start()
+            yield send.text("one")
+            await memory.get_history()
+            yield send.text("two")
+        else:
+            yield send.run_start(agent_id="agent")
+            yield send.tool_call("search", {"for": "it"}, id="t1")
+            await settings.get("model")
+            await memory.get_history()
+            yield send.tool_result("search", "found", id="t1")
+            yield send.stream(pieces())
+            yield send.text("done")
+            yield send.update_thread(title="a title")
+            await memory.get_history()
+            yield send.run_end()
+
+    return handler
+
+
+@asynccontextmanager
+async def house(home: Path, empty: Path | None, *, processes: int = 1, **changes: Any) -> AsyncIterator[House]:
+    """A worker with a thread in which a turn has been, a client of it, one who watches that thread, and faults not yet planned."""
+    home.mkdir()
+    BEFORE.update(asyncio.all_tasks())
+    config = WorkerConfig(
+        **{
+            "database_type": "sqlite",
+            "database_name": str(home / "worker.db"),
+            "settings_schema": SCHEMA,
+            "settings_encryption_key": KEYS,
+            "run_heartbeat": 100.0,
+            "run_timeout": 1000.0,
+            "teardown_timeout": 0.1,
+            "shutdown_grace": 0,
+            **changes,
+        }
+    )
+    if empty is not None:
+        shutil.copy(empty, home / "worker.db")
+    hub = Hub() if processes > 1 else None
+    faults, here = Faults(), list[House]()
+    workers = []
+    store: Any = SqliteStore(config) if config.database_type == "sqlite" else MemoryStore(config)
+    for _ in range(processes):
+        worker = WorkerServer(config)
+        worker.handler(handler_of(lambda: here[0]))
+        first = not workers
+        real: Any = store if first or config.database_type == "memory" else SqliteStore(config)
+        broker = MemoryBroker(hub=hub)
+        worker._parts.store.override(providers.Object(FaultyStore(real, faults) if first else real))
+        worker._parts.broker.override(providers.Object(FaultyBroker(broker, faults) if first else broker))
+        workers.append(worker)
+    here.append(House(workers[0], workers[-1], faults, store, hub))
+    house = here[0]
+    for worker in workers:
+        await worker.ensure_initialized()
+    async with client(workers[0]) as house.asking, client(workers[-1], "user-2") as house.watching:
+        reply = await house.asking.say("plain")
+        house.thread_id, house.event_id = reply.thread_id, reply.event_id
+        house.run_id = next(frame["payload"]["run"]["id"] for frame in reply.frames if frame["type"] == "run.upsert")
+        await house.asking.ask("thread.subscribe", {"thread_id": house.thread_id})
+        await house.watching.ask("thread.subscribe", {"thread_id": house.thread_id})
+        yield house
+    await nothing_is_left(house)
+    async with asyncio.timeout(WITHIN):
+        for worker in workers:
+            await worker.close()
+
+
+# ---------------------------------------------------------------- what holds after any fault
+
+
+async def nothing_is_left(house: House) -> None:
+    """Everybody has gone and nothing runs: no task, place, ticket, subscription, lock is left."""
+    await house.quiet()
+    for worker in {house.worker, house.other}:
+        parts = worker._parts
+        runner, broadcast, relay = parts.runner(), parts.broadcast(), parts.relay()
+        left = {
+            "turns": len(runner._turns),
+            "waiting turns": len(runner._unrun),
+            "openings": len(runner._opening),
+            "last words": len(runner._last_words),
+            "unclosed": len(runner._stage._unclosed),
+            "lanes": len(parts.lanes()),
+            "subscriptions": len(broadcast._subscribed) + len(broadcast._threads) + len(broadcast._topics),
+            "places": len(broadcast._places),
+            "readings": len(relay._catching),
+            "growing": len(relay._growing),
+            "sessions": len(worker._sessions),
+            "turns of identities": sum(quota.turns for quota in parts.quotas()._known.values()),
+        }
+        assert not any(left.values()), left
+    assert house.hub is None or len(house.hub.keys) == 0, "a lock is left"
+    names = Counter(task.get_name() for task in asyncio.all_tasks() - BEFORE if task.get_name().startswith(("dooers", "faulty")))
+    for usual in ("dooers-worker", "dooers-pulse", "dooers-sqlite-flush"):
+        names.pop(usual, None)
+    assert not names, names
+
+
+async def others_are_served(house: House) -> None:
+    """Somebody else, in another thread, is answered as ever."""
+    async with client(house.worker, "user-3") as third:
+        reply = await third.say("plain")
+        assert reply.text == "re: plain"
+        assert (await third.ask("thread.list"))["type"] == "thread.list.result"
+        assert (await third.ask("thread.subscribe", {"thread_id": reply.thread_id}))["type"] == "thread.snapshot"
+
+
+async def stored(house: House) -> tuple[list[Any], list[Any]]:
+    """What the thread holds: its events, and its runs in the order in which they began."""
+    events = await house.store.events(EventQuery(thread_id=house.thread_id, limit=None))
+    runs = await house.store.runs(RunQuery(equal={"thread_id": house.thread_id}, limit=100, oldest_first=True))
+    return events, runs
+
+
+def shown(frames: list[Frame]) -> dict[str, Frame]:
+    """The whole events that were told, by id."""
+    return {
+        event["id"]: event
+        for frame in frames
+        if frame["type"] in ("event.append", "thread.snapshot")
+        for event in frame["payload"]["events"]
+        if not event.get("streaming")
+    }
+
+
+async def check(house: House) -> str:
+    """What holds in the thread once the store is back; what is in it, in words."""
+    await house.quiet()
+    assert house.asking._task is not None
+    assert not house.asking._task.done(), "the socket is closed"
+    await house.worker._parts.runner().close_again()  # as the next heartbeat does
+    await house.read()
+    events, runs = await stored(house)
+    assert [run.status for run in runs if run.status == "running"] == []
+    holds = ", ".join(["+".join(kinds(events)), *(run.status for run in runs[1:])])
+    thread = await house.store.thread(house.thread_id)
+    assert thread is not None or not (events or runs)
+    answer = await post(house.asking, "plain", None if thread is None else house.thread_id)
+    assert answer["payload"]["ok"], answer
+    await house.quiet()
+    assert "re: plain" in [text_of(event) for event in shown(await house.read()).values()]
+    if thread is None:
+        holds = "gone"
+    await house.quiet()
+    assert (await house.watching.ask("ping"))["type"] == "pong"
+    house.watched += house.watching._unread
+    house.watching._unread = []
+    events, _ = await stored(house)
+    if thread is not None:
+        gone = 1 if "remove event" in house.notes else 0
+        seqs = [event.seq for event in events]
+        assert len(seqs) >= seqs[-1] - gone, seqs
+        assert seqs == sorted(set(seqs))
+        for who, frames in (("asked", house.seen), ("watches", house.watched)):
+            told, kept = shown(frames), {event.id: event for event in events}
+            told = {i: event for i, event in told.items() if event["thread_id"] == house.thread_id}
+            if not gone:
+                assert told.keys() <= kept.keys(), f"{who}: was shown what is not stored"
+            for event_id, event in kept.items():
+                if event_id in told:
+                    text = "".join(part.text for part in event.content if isinstance(part, TextPart))
+                    assert text == text_of(told[event_id])
+                else:
+                    # What came before they did they had with the snapshot.
+                    assert event.seq <= 2, f"{who}: was not shown event {event.seq}, {event.type}"
+    for frame in house.seen + house.watched:
+        assert SECRET not in str(frame), frame
+        assert "Traceback" not in str(frame), frame
+    return holds
+
+
+def kinds(events: list[Any]) -> Iterator[str]:
+    for event in events[2:]:  # those before are of the turn that was there
+        if event.notice:
+            yield "notice"
+        elif event.type == "message":
+            yield "message" if event.actor == "user" else "part of the answer" if event.data else "answer"
+        else:
+            yield event.type.removeprefix("tool.")
+
+
+# ---------------------------------------------------------------- the scenarios
+
+
+async def a_turn(house: House) -> None:
+    await house.post("all of it")
+    await house.over()
+
+
+async def a_message_sent_twice(house: House) -> None:
+    await house.post("short", client_event_id="c1")
+    await house.over()
+    await house.post("short", "again", client_event_id="c1")
+    await house.over()
+
+
+async def a_new_thread(house: House) -> None:
+    answer = await house.post("plain", thread_id=None)
+    await house.over()
+    if answer["payload"]["ok"]:
+        said = {text_of(event) for event in shown(house.seen).values()}
+        assert "re: plain" in said or house.notes["run"] == "failed"
+
+
+async def a_stop(house: House) -> None:
+    await house.post("wait")
+    while not house.going.is_set() and house.worker.is_answering(house.thread_id):
+        await asyncio.sleep(0.001)
+    running = [frame["payload"]["run"]["id"] for frame in await house.read() if frame["type"] == "run.upsert"]
+    named = {"run_id": running[-1]} if running else {"thread_id": house.thread_id}
+    await house.ask("stop", "run.cancel", **named)
+    if house.notes["stop"] != "ok":
+        await house.ask("stop again", "run.cancel", thread_id=house.thread_id)
+    await house.over()
+
+
+async def reading(house: House) -> None:
+    await house.ask("list", "thread.list")
+    await house.ask("events", "event.list", thread_id=house.thread_id, before_event_id=house.event_id)
+    await house.ask("subscribe", "thread.subscribe", thread_id=house.thread_id)
+    await house.ask("resume", "thread.subscribe", thread_id=house.thread_id, after_event_id=house.event_id)
+
+
+async def a_deletion(house: House) -> None:
+    await house.ask("delete", "thread.delete", thread_id=house.thread_id)
+    await house.ask("delete again", "thread.delete", thread_id=house.thread_id)
+
+
+async def the_settings(house: House) -> None:
+    await house.ask("subscribe", "settings.subscribe", worker_id="worker")
+    await house.ask("patch", "settings.patch", field_id="model", value="large")
+    told = [frame["type"] for frame in await house.read()]
+    house.notes["told"] = "yes" if "settings.patch" in told else "no"
+
+
+async def opinions(house: House) -> None:
+    await house.ask("analytics", "analytics.subscribe", worker_id="worker")
+    for kind, target in (("thread", house.thread_id), ("run", house.run_id), ("event", house.event_id)):
+        await house.ask(kind, "feedback", target_type=kind, target_id=target, feedback="like")
+    tracker = await code(house, "analytics of a thread", house.worker.analytics(thread_id=house.thread_id))
+    if tracker is not None:
+        await tracker.track("seen")
+
+
+async def code(house: House, what: str, work: Awaitable[Any]) -> Any:
+    """What code of the same process asks for; notes what it got."""
+    try:
+        answer = await work
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        house.notes[what] = "CancelledError"
+    except Exception as error:
+        house.notes[what] = type(error).__name__
+    else:
+        house.notes[what] = "ok"
+        return answer
+    return None
+
+
+async def dispatched(house: House) -> None:
+    for what in ("dispatch", "again"):
+        stream = await code(house, what, house.worker.dispatch(**WHO, **SHORT, thread_id=house.thread_id))
+        if stream is not None:
+            await code(house, f"{what}: iterate", iterate(stream))
+    await house.over()
+
+
+async def iterate(stream: Any) -> list[Any]:
+    return [event async for event in stream]
+
+
+async def collected(house: House) -> None:
+    stream = await code(house, "dispatch", house.worker.dispatch(**WHO, message="short", thread_id=house.thread_id))
+    if stream is not None:
+        await code(house, "collect", stream.collect())
+    await house.over()
+
+
+async def detached(house: House) -> None:
+    stream = await code(house, "dispatch", house.worker.dispatch(**WHO, message="short", thread_id=house.thread_id))
+    if stream is not None:
+        stream.detach()
+    await house.over()
+
+
+async def code_at_work(house: House) -> None:
+    repository = await house.worker.repository()
+    await code(house, "rename", repository.update_thread(house.thread_id, "another title"))
+    await code(house, "append", repository.create_event(house.thread_id, content="from code"))
+    await code(house, "threads", repository.list_threads())
+    await code(house, "event", repository.get_event(house.event_id))
+    await code(house, "runs", repository.list_runs({"thread_id": house.thread_id}))
+    await code(house, "run", repository.get_run(house.run_id))
+    await code(house, "settings", repository.update_settings("worker", {"model": "large"}))
+    await code(house, "remove event", repository.remove_event(house.event_id))
+
+
+async def a_rotation(house: House) -> None:
+    await code(house, "rotate", house.worker.rotate_settings())
+    await code(house, "again", house.worker.rotate_settings())
+    await code(house, "ready", house.worker.ready())
+    settings = await house.worker.settings("worker")
+    await code(house, "password", settings.get("key"))
+
+
+async def away_and_back(house: House) -> None:
+    """The process of who asks hears nothing for a while, and reads what it has missed."""
+    await house.asking.ask("settings.subscribe", {"worker_id": "worker"})
+    broker = house.worker._parts.broker().real
+    broker.cut()
+    await post(house.watching, "short", house.thread_id)
+    await house.watching.ask("settings.patch", {"field_id": "model", "value": "large"})
+    broker.mend()
+    await house.over()
+
+
+SHORT: dict[str, Any] = {"message": "short", "idempotency_key": "k1"}
+
+
+@frozen
+class Scenario:
+    """What one does, and how many processes there are."""
+
+    what: str
+    play: Callable[[House], Awaitable[None]]
+    processes: int = 1
+
+
+SCENARIOS = {
+    one.what: one
+    for one in (
+        Scenario("A message and its turn", a_turn),
+        Scenario("A message sent again with its id", a_message_sent_twice),
+        Scenario("A message that opens a thread", a_new_thread),
+        Scenario("A turn that is stopped", a_stop),
+        Scenario("Reading", reading),
+        Scenario("A thread is deleted", a_deletion),
+        Scenario("Settings", the_settings),
+        Scenario("Feedback and analytics", opinions),
+        Scenario("dispatch, iterated and repeated", dispatched),
+        Scenario("dispatch, collected", collected),
+        Scenario("dispatch, detached", detached),
+        Scenario("The repository", code_at_work),
+        Scenario("Keys are rotated", a_rotation),
+        Scenario("A turn with another process", a_turn, processes=2),
+        Scenario("A process that comes back", away_and_back, processes=2),
+    )
+}
+
+
+# ---------------------------------------------------------------- each call, each fault
+
+
+@frozen
+class Trial:
+    """What became of a scenario with one fault in it."""
+
+    call: Call | None
+    fault: Fault | None
+    notes: dict[str, str]
+    holds: str
+    calls: list[Call]
+
+
+async def trial(
+    home: Path, empty: Path | None, scenario: Scenario, call: Call | None = None, fault: Fault | None = None, **more: Any
+) -> Trial:
+    async with house(home, empty, processes=scenario.processes, **more) as here:
+        here.faults.begin(call, fault)
+        playing = asyncio.ensure_future(scenario.play(here))
+        struck = asyncio.ensure_future(here.faults.struck.wait())
+        async with asyncio.timeout(WITHIN):
+            await asyncio.wait([playing, struck], return_when=asyncio.FIRST_COMPLETED)
+            if call is not None:
+                assert here.faults.struck.is_set(), "this time the call was not made"
+            struck.cancel()
+            if fault == "hangs":
+                await others_are_served(here)
+                here.faults.released.set()
+            await playing
+        calls = here.faults.calls
+        here.faults.mend()
+        holds = await check(here)
+        return Trial(call, fault, here.notes, holds, calls)
+
+
+# What returns at once and gives nothing cannot hang, nor be cancelled.
+AT_ONCE = {"tell", "unlock"}
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that is ready."""
+    path = tmp_path_factory.mktemp("empty") / "worker.db"
+
+    async def make() -> None:
+        store = SqliteStore(WorkerConfig(database_type="sqlite", database_name=str(path)))
+        await store.open()
+        await store.close()
+
+    asyncio.run(make())
+    return path
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_every_call_fails_once(name: str, tmp_path: Path, empty: Path) -> None:
+    scenario, trials = SCENARIOS[name], []
+    usual = await trial(tmp_path / "usual", empty, scenario)
+    print(usual)
+    for number, call in enumerate(dict.fromkeys(usual.calls)):
+        for fault in FAULTS:
+            if fault in ("hangs", "cancelled") and call.method in AT_ONCE:
+                continue
+            try:
+                one = await trial(tmp_path / f"{number}-{fault}", empty, scenario, call, fault)
+                print(f"{call!s:12} {fault:10} {one.notes} {one.holds}")
+                trials.append(one)
+            except (Exception, asyncio.CancelledError) as error:
+                print(f"{call!s:12} {fault:10} FAIL {error!r:.300}")
+                if os.environ.get("STOP"): raise
