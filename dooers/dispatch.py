@@ -269,8 +269,11 @@ class DispatchStream:
         """Give what the first delivery stored."""
         if self._follower.ended:
             return
-        with answered():
-            stored = await self._store.events(EventQuery(thread_id=self.thread_id, turn=self._opened.event.turn_seq))
+        try:
+            with answered():
+                stored = await self._store.events(EventQuery(thread_id=self.thread_id, turn=self._opened.event.turn_seq))
+        except Exception as error:
+            raise DispatchError(f"what the first delivery stored could not be read: {error!r}") from error
         if not self._follower.ended:
             answers = [event for event in stored if event.id != self.event_id and not event.notice]
             self._follower.events = [_replayed(event) for event in answers]

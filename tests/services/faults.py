@@ -15,6 +15,7 @@ from attrs import Factory, define, frozen
 
 from dooers.brokers import Broker
 from dooers.exceptions import StoreError
+from dooers.models import Change
 from dooers.stores import Store
 
 __all__ = ["FAULTS", "SECRET", "Call", "Fault", "Faults", "FaultyBroker", "FaultyStore", "methods"]
@@ -49,11 +50,15 @@ class Faults:
     calls: list[Call] = Factory(list)
     counting: bool = False
     planned: Call | None = None
+    # What was planned before that was mended.
+    last: Call | None = None
     fault: Fault | None = None
     # Also everything from the planned call on, until `mended`: the database is away.
     lasting: bool = False
     struck: asyncio.Event = Factory(asyncio.Event)
     released: asyncio.Event = Factory(asyncio.Event)
+    # What calls were for, in words, where their arguments say so.
+    said: dict[Call, str] = Factory(dict)
     _counts: Counter[str] = Factory(Counter)
 
     def begin(self, planned: Call | None = None, fault: Fault | None = None, *, lasting: bool = False) -> None:
@@ -64,16 +69,17 @@ class Faults:
 
     def mend(self) -> None:
         """No more faults; what hangs goes on."""
-        self.counting, self.planned = False, None
+        self.counting, self.planned, self.last = False, None, self.planned
         self.released.set()
 
-    def next(self, method: str) -> Fault | None:
+    def next(self, method: str, what: str = "") -> Fault | None:
         """A method is called: what it does instead of its work."""
         if not self.counting:
             return None
         self._counts[method] += 1
         call = Call(method, self._counts[method])
         self.calls.append(call)
+        self.said[call] = what
         if call != self.planned and not (self.lasting and self.struck.is_set()):
             return None
         self.struck.set()
@@ -95,6 +101,20 @@ def _error(fault: Fault) -> BaseException:
     if fault == "cancelled":
         return asyncio.CancelledError()
     return StoreError(f"the database did not do it: {SECRET}")
+
+
+def _words(change: Change) -> str:
+    """What a Change is about."""
+    words = ["a removal"] if change.removes else []
+    for event in change.events:
+        if event.notice:
+            words.append("a notice")
+        elif event.type == "message":
+            words.append("the message" if event.actor == "user" else "an answer")
+        else:
+            words.append(event.type)
+    words += [f"a run {'begins' if run.status == 'running' else 'ends'}" for run in change.runs]
+    return ", ".join(words) or "a title"
 
 
 class _Faulty:
@@ -148,7 +168,7 @@ class _Faulty:
 
     def _order(self, name: str, real: Callable[..., Any], args: Any, kwargs: Any) -> asyncio.Future[Any]:
         """What gives a future, in the order of the calls for one thread, as `apply` promises it."""
-        fault, key = self.faults.next(name), args[0].thread.id
+        fault, key = self.faults.next(name, _words(args[0])), args[0].thread.id
         before = self._last.get(key)
         if fault is None and before is None:
             return real(*args, **kwargs)  # type: ignore[no-any-return]
