@@ -271,7 +271,9 @@ class DispatchStream:
             return
         try:
             with answered():
-                stored = await self._store.events(EventQuery(thread_id=self.thread_id, turn=self._opened.event.turn_seq))
+                stored = await self._store.events(
+                    EventQuery(thread_id=self.thread_id, turn=self._opened.event.turn_seq)
+                )
         except Exception as error:
             raise DispatchError(f"what the first delivery stored could not be read: {error!r}") from error
         if not self._follower.ended:

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import Factory, define, evolve, frozen
+from attrs import Factory, define, frozen
 from cryptography.fernet import Fernet
 from dependency_injector import providers
+from fakes import chat, serving
 from services.faults import FAULTS, SECRET, Call, Fault, Faults, FaultyBroker, FaultyStore, methods
 
 from dooers import WorkerConfig, WorkerServer
@@ -207,7 +208,7 @@ async def house(home: Path, empty: Path | None, *, processes: int = 1, **changes
         shutil.copy(empty, home / "worker.db")
     hub = Hub() if processes > 1 else None
     faults, here = Faults(), list[House]()
-    workers = []
+    workers: list[WorkerServer] = []
     store: Any = SqliteStore(config) if config.database_type == "sqlite" else MemoryStore(config)
     for _ in range(processes):
         worker = WorkerServer(config)
@@ -262,7 +263,9 @@ async def nothing_is_left(house: House) -> None:
         }
         assert not any(left.values()), left
     assert house.hub is None or len(house.hub.keys) == 0, "a lock is left"
-    names = Counter(task.get_name() for task in asyncio.all_tasks() - BEFORE if task.get_name().startswith(("dooers", "faulty")))
+    names = Counter(
+        task.get_name() for task in asyncio.all_tasks() - BEFORE if task.get_name().startswith(("dooers", "faulty"))
+    )
     for usual in ("dooers-worker", "dooers-pulse", "dooers-sqlite-flush"):
         names.pop(usual, None)
     assert not names, names
@@ -490,7 +493,7 @@ async def a_rotation(house: House) -> None:
 async def away_and_back(house: House) -> None:
     """The process of who asks hears nothing for a while, and reads what it has missed."""
     await house.asking.ask("settings.subscribe", {"worker_id": "worker"})
-    broker = house.worker._parts.broker().real
+    broker: MemoryBroker = house.worker._parts.broker().real  # type: ignore[attr-defined]
     broker.cut()
     await post(house.watching, "short", house.thread_id)
     await house.watching.ask("settings.patch", {"field_id": "model", "value": "large"})
@@ -688,6 +691,37 @@ async def test_a_burial_whose_answer_is_lost_is_told_all_the_same(tmp_path: Path
         await here.quiet()
 
 
+# ---------------------------------------------------------------- over a real socket
+
+
+async def test_over_a_real_socket_a_call_that_hangs_keeps_its_own_session_and_nobody_else(
+    tmp_path: Path, empty: Path
+) -> None:
+    async with (
+        house(tmp_path / "home", empty) as here,
+        serving(here.worker.asgi_app()) as address,
+        chat(f"ws://{address}/ws", worker_id="worker", **{**WHO, "user_id": "user-4"}) as one,
+        chat(f"ws://{address}/ws", worker_id="worker", **{**WHO, "user_id": "user-5"}) as other,
+    ):
+        here.faults.begin(Call("threads", 1), "hangs")
+        await one.send("thread.list")
+        await one.send("ping")
+        await here.faults.struck.wait()
+        frames = await other.say("plain")
+        assert frames
+        here.faults.released.set()
+        await one.until("thread.list.result")
+        await one.until("pong")  # in the order in which they were asked
+        here.faults.begin(Call("threads", 1), "raw")
+        await one.send("thread.list")
+        answer = await one.until("ack", ack_id="thread.list")
+        assert answer["error"]["code"] == "SERVER_ERROR"
+        assert SECRET not in str(answer)
+        await one.send("ping")
+        await one.until("pong")
+        here.faults.mend()
+
+
 # ---------------------------------------------------------------- the worker opens and closes
 
 
@@ -764,8 +798,8 @@ def rows(outcomes: dict[tuple[str, str], dict[str, list[str]]]) -> Iterator[str]
         together: dict[str, list[str]] = {}
         for label, faults in calls.items():
             together.setdefault(", ".join(faults), []).append(label)
-        for faults, labels in together.items():
-            yield f"| {', '.join(labels)} | {faults} | {seen} | {holds} |"
+        for kind, labels in together.items():
+            yield f"| {', '.join(labels)} | {kind} | {seen} | {holds} |"
 
 
 def check_table(name: str, outcomes: dict[tuple[str, str], dict[str, list[str]]]) -> None:

@@ -141,8 +141,12 @@ class SqliteStore:
             connection.execute("SELECT 1").fetchone()
             return self._which()
 
-        if await self._read(work) != self._file:  # SQLite goes on with the one it has, and what it writes is gone with the process
-            raise StoreError(f"the SQLite database {self._path!r} was removed or replaced under this worker; restart it")
+        if (
+            await self._read(work) != self._file
+        ):  # SQLite goes on with the one it has, and what it writes is gone with the process
+            raise StoreError(
+                f"the SQLite database {self._path!r} was removed or replaced under this worker; restart it"
+            )
 
     def _which(self) -> tuple[int, int] | None:
         """Which file has our name."""

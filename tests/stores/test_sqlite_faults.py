@@ -6,8 +6,8 @@ import asyncio
 import os
 import resource
 import sqlite3
-import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -15,19 +15,12 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from failing import WHO, WITHIN, survives
 
 from dooers import WorkerConfig, WorkerServer
-from dooers.exceptions import DispatchError, HandlerError, StoreError
-from dooers.models import EventQuery, RunQuery
+from dooers.exceptions import HandlerError, StoreError
 from dooers.stores.sqlite import SqliteStore
 from dooers.stores.sqlite_connection import hop
-from dooers.testing import WorkerClient
-
-Frame = dict[str, Any]
-WITHIN = 30.0
-# Texts that need a page of their own: a full disk still has room for small ones.
-PAD = "." * 8192
-WHO: dict[str, Any] = {"organization_id": "org-1", "workspace_id": "ws-1", "user_id": "user-1"}
 
 
 def store_of(worker: WorkerServer) -> SqliteStore:
@@ -56,14 +49,14 @@ sys.stdin.read()
 @asynccontextmanager
 async def locked(worker: WorkerServer) -> AsyncIterator[None]:
     """Another process has the file, for longer than anybody waits."""
-    command = [sys.executable, "-c", HOLDER, worker.config.database_name]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = (sys.executable, "-c", HOLDER, worker.config.database_name)
+    holder = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
     try:
         assert holder.stdout is not None
-        assert await asyncio.to_thread(holder.stdout.readline) == b"held\n"
+        assert await holder.stdout.readline() == b"held\n"
         yield
     finally:
-        await asyncio.to_thread(holder.communicate)
+        await holder.communicate()
 
 
 @asynccontextmanager
@@ -99,6 +92,11 @@ async def read_only(worker: WorkerServer) -> AsyncIterator[None]:
     await on_writer(worker, "PRAGMA query_only=OFF")
 
 
+def overwrite(path: Path, content: bytes) -> None:
+    with path.open("r+b") as file:  # the same file, not a new one
+        file.write(content)
+
+
 @asynccontextmanager
 async def corrupt(worker: WorkerServer) -> AsyncIterator[None]:
     """The pages of all tables hold something else; later they are put back from a copy."""
@@ -108,16 +106,13 @@ async def corrupt(worker: WorkerServer) -> AsyncIterator[None]:
         await hop(connection, lambda raw: raw.execute("PRAGMA cache_size=0").fetchall())
     await on_writer(worker, "PRAGMA wal_checkpoint(TRUNCATE)")
     whole = path.read_bytes()
-    with path.open("r+b") as file:
-        file.seek(4096)
-        file.write(b"\xff" * (len(whole) - 4096))
+    overwrite(path, whole[:4096] + b"\xff" * (len(whole) - 4096))
     # Only when the log says that there is something new does a connection look again; it has no changes of its own.
     for connection in (store_of(worker)._writer, store_of(worker)._reader):
         assert connection is not None
         await hop(connection, lambda raw: raw.execute("PRAGMA shrink_memory").fetchall())
     yield
-    with path.open("r+b") as file:
-        file.write(whole)
+    overwrite(path, whole)
 
 
 FAILURES: dict[str, Callable[[WorkerServer], AbstractAsyncContextManager[None]]] = {
@@ -129,83 +124,16 @@ FAILURES: dict[str, Callable[[WorkerServer], AbstractAsyncContextManager[None]]]
 }
 
 
-# ---------------------------------------------------------------- what a turn does meanwhile
-
-
-class Gate:
-    """A handler that answers at once, or waits in the middle when it is told to."""
-
-    def __init__(self) -> None:
-        self.reached, self.go = asyncio.Event(), asyncio.Event()
-
-    async def handler(self, incoming: Any, send: Any, memory: Any) -> AsyncIterator[Any]:
-        yield send.run_start()
-        if incoming.message == f"wait{PAD}":
-            yield send.text("first")
-            await memory.get_history()
-            self.reached.set()
-            await self.go.wait()
-        yield send.text(f"re: {incoming.message}{PAD}")
-
-
-async def post(asking: WorkerClient, text: str, thread_id: str, key: str) -> Frame:
-    event = {"type": "message", "actor": "user", "content": [{"type": "text", "text": text + PAD}]}
-    return await asking.ask("event.create", {"event": event, "thread_id": thread_id, "client_event_id": key})
-
-
-async def quiet(worker: WorkerServer, thread_id: str) -> None:
-    async with asyncio.timeout(WITHIN):
-        while worker.is_answering(thread_id):
-            await asyncio.sleep(0.002)
+# ---------------------------------------------------------------- what people see
 
 
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_the_turn_ends_the_socket_stays_and_the_next_turn_works(
     failure: str, worker_config: WorkerConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # A beat that waits for a lock has its time, so that nobody has to wait for one here.
-    config = evolve(worker_config, database_timeout=0.3, run_heartbeat=0.2, run_timeout=60.0)
-    worker, gate = WorkerServer(config), Gate()
-    worker.handler(gate.handler)
-    async with worker.lifespan(), WorkerClient(worker) as asking, WorkerClient(worker) as watching:
-        thread_id = (await asking.say("hello")).thread_id
-        await watching.ask("thread.subscribe", {"thread_id": thread_id})
-        assert (await post(asking, "wait", thread_id, "c1"))["payload"]["ok"]
-        await gate.reached.wait()
-        async with FAILURES[failure](worker):
-            answer = await post(asking, "lost", thread_id, "c2")
-            assert answer["payload"]["error"]["code"] == "SERVER_ERROR"
-            assert "database" not in answer["payload"]["error"]["message"]
-            assert (await asking.ask("ping"))["type"] == "pong"
-            with pytest.raises(DispatchError) as raised:
-                await worker.dispatch(**WHO, message=f"by code{PAD}", thread_id=thread_id, idempotency_key="k1")
-            assert isinstance(raised.value.__cause__, StoreError)
-            gate.go.set()  # the one at work wants to write, cannot, and cannot store its end either
-            await quiet(worker, thread_id)
-            # What is read does not wait for writers.
-            listed = await asking.ask("event.list", {"thread_id": thread_id})
-            assert (listed["type"] == "ack") == (failure == "corrupt"), listed
-        # No restart: the end of that turn is stored by itself, and told.
-        statuses: list[str] = []
-        async with asyncio.timeout(WITHIN):
-            while statuses[-1:] != ["failed"]:
-                frame = await watching.receive(WITHIN)
-                if frame["type"] == "run.upsert":
-                    statuses.append(frame["payload"]["run"]["status"])
-        # What was refused is sent again, and there once; so is what was not.
-        for text, key in (("wait", "c1"), ("lost", "c2"), ("lost", "c2")):
-            assert (await post(asking, text, thread_id, key))["payload"]["ok"]
-        stream = await worker.dispatch(**WHO, message=f"by code{PAD}", thread_id=thread_id, idempotency_key="k1")
-        assert [event.data["text"].rstrip(PAD) for event in await stream.collect() if "text" in event.data] == ["re: by code"]
-        await quiet(worker, thread_id)
-        store = store_of(worker)
-        events = await store.events(EventQuery(thread_id=thread_id, limit=None))
-        texts = [event.text.rstrip(PAD) for event in events if not event.notice]
-        assert texts == ["hello", "re: hello", "wait", "first", "lost", "re: lost", "by code", "re: by code"]
-        assert [event.seq for event in events] == list(range(1, len(events) + 1))
-        assert sum(event.notice for event in events) == 1
-        runs = await store.runs(RunQuery(equal={"thread_id": thread_id}, limit=10, oldest_first=True))
-        assert [run.status for run in runs] == ["succeeded", "failed", "succeeded", "succeeded"]
+    config = evolve(worker_config, database_timeout=0.3)
+    # What is read does not wait for writers.
+    await survives(config, FAILURES[failure], readable=failure != "corrupt")
     assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
 
 
@@ -245,7 +173,9 @@ async def test_whoever_waits_behind_others_for_a_locked_file_waits_no_longer_tha
         assert loop.time() - began < 10  # one after the other it would be 25
 
 
-async def test_a_file_that_is_removed_or_replaced_under_a_worker_makes_it_not_ready(worker_config: WorkerConfig) -> None:
+async def test_a_file_that_is_removed_or_replaced_under_a_worker_makes_it_not_ready(
+    worker_config: WorkerConfig,
+) -> None:
     """SQLite writes on, into a file that nobody will find again: whoever watches the worker has to hear of it."""
     worker = WorkerServer(worker_config)
     path = Path(worker_config.database_name)
