@@ -40,7 +40,7 @@ from dooers.testing import WorkerClient
 from dooers.vault import Vault
 
 Frame = dict[str, Any]
-WITHIN = float(os.environ.get("FW", "20"))
+WITHIN = 30.0
 WHO: dict[str, Any] = {"organization_id": "org-1", "workspace_id": "ws-1", "user_id": "user-1"}
 KEYS = [Fernet.generate_key().decode() for _ in range(2)]
 SCHEMA = SettingsSchema(

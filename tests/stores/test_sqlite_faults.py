@@ -56,7 +56,7 @@ async def locked(worker: WorkerServer) -> AsyncIterator[None]:
         assert await holder.stdout.readline() == b"held\n"
         yield
     finally:
-        await holder.communicate()
+        await holder.communicate(b"")  # the end of its input is the end of it
 
 
 @asynccontextmanager
