@@ -68,6 +68,7 @@ from dooers.schema import (
 from dooers.send import WorkerEvent, WorkerSend
 from dooers.server import WorkerServer
 from dooers.session import AuthRequest
+from dooers.stats import WorkerStats
 
 __version__ = _version
 
@@ -137,4 +138,5 @@ __all__ = [
     "WorkerSend",
     "WorkerServer",
     "WorkerSettings",
+    "WorkerStats",
 ]

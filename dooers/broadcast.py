@@ -172,6 +172,11 @@ class Broadcast:
         """How many threads a session is subscribed to."""
         return len(self._subscribed.get(member, ()))
 
+    def followers(self) -> tuple[int, int]:
+        """How many subscriptions to threads there are, and to how many threads."""
+        feeds = list(self._threads.values())
+        return sum(map(len, feeds)), len(feeds)
+
     # ------------------------------------------------------------ what they have
 
     def watched(self) -> list[str]:

@@ -46,6 +46,8 @@ __all__ = ["TargetError", "load", "main"]
 # How the serving process of `--reload` learns what to serve: it is a fresh process that only gets an import string.
 TARGET = "DOOERS_RUN_TARGET"
 SHUTDOWN = 10
+# Seconds after which a peer that takes nothing of what was sent to it is gone.
+DEAF = 30.0
 
 app = typer.Typer(
     name="dooers",
@@ -152,6 +154,9 @@ def _listen(host: str, port: int) -> socket.socket:
         # Connections inherit it. asyncio sets it by itself only on sockets it has made, and without it a turn of several
         # small frames waits 40 ms for the peer's delayed acknowledgement.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A peer that takes nothing keeps its connection for ever otherwise, and a server that waits for its connections to end.
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAF * 1000))
         return listening
     except OSError as error:
         number = error.errno or 0  # below zero for a name that is not found

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
@@ -185,7 +184,7 @@ class Client:
         seen = feed.waiting()
         while (mine := _own(seen, key)) is None:
             seen.append(await self._next(feed, self._within))
-        turn = _Turn(feed, mine["thread_id"], _time(mine["created_at"]))
+        turn = _Turn(feed, mine["thread_id"], mine["id"])
         async for frame in self._follow(turn, seen):
             yield frame
 
@@ -197,7 +196,7 @@ class Client:
         feed = self._feed()
         snapshot = await self.ask("thread.subscribe", {"thread_id": thread_id})
         yield {"id": "", "type": "thread.snapshot", "payload": snapshot}
-        turn = _Turn(feed, snapshot["thread"]["id"], None)
+        turn = _Turn(feed, snapshot["thread"]["id"])
         for run in snapshot["runs"]:
             turn.run(run)
         for event in snapshot["events"]:
@@ -303,18 +302,21 @@ class Client:
 
 
 class _Turn:
-    """Tells the end of the turn that one message has opened, from the frames of its thread; without `since`, of all its turns.
+    """Tells the end of the turn that one message has opened, from the frames of its thread; without `event_id`, of all its turns.
 
-    The wire does not name the turn of a run or an event, so: a run that started after the message is taken to be the turn's, and
-    the turn is over when that run is. A handler need not open a run; then silence after a whole message is all there is to go by.
+    The first run of a turn has the id of its message, and the turn is over when its run is. A handler need not open a run; then silence
+    after a whole message is all there is to go by.
     """
 
-    def __init__(self, feed: _Feed, thread_id: str, since: datetime | None) -> None:
+    def __init__(self, feed: _Feed, thread_id: str, event_id: str | None = None) -> None:
         self.feed = feed
         self.answered = False
         self.canceled = False
         self._thread_id = thread_id
-        self._since = since
+        self._event_id = event_id
+        # The messages of others, and so the ids of the runs that answer them; whether the run that answers this one has come.
+        self._messages: set[str] = set()
+        self._begun = event_id is None
         self._runs: set[str] = set()
         self._others: set[str] = set()
         self._growing: set[str] = set()
@@ -355,8 +357,9 @@ class _Turn:
         return True
 
     def run(self, run: Mapping[str, Any]) -> None:
-        if self._since is not None and _time(run["started_at"]) < self._since:
-            self._others.add(run["id"])  # of a turn before this one, that ours had to wait for
+        self._begun = self._begun or run["id"] == self._event_id
+        if not self._begun or (self._event_id is not None and run["id"] in self._messages):
+            self._others.add(run["id"])  # of a turn that ours has to wait for, or that waits for ours
         elif run["status"] == "running":
             self._runs.add(run["id"])
         else:
@@ -365,6 +368,8 @@ class _Turn:
 
     def event(self, event: Mapping[str, Any]) -> None:
         if event["actor"] == "user":
+            if event["id"] != self._event_id:
+                self._messages.add(event["id"])
             return
         if event.get("streaming"):
             self._growing.add(event["id"])
@@ -378,10 +383,6 @@ class _Turn:
 def _own(frames: list[Frame], key: str) -> Mapping[str, Any] | None:
     events = (event for frame in frames if frame["type"] == "event.append" for event in frame["payload"]["events"])
     return next((event for event in events if event.get("client_event_id") == key), None)
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
 
 
 def _refusal(told: Mapping[str, Any]) -> DooersError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from base64 import urlsafe_b64decode
+from base64 import b64decode, urlsafe_b64decode
 from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +16,7 @@ from dooers.exceptions import ConfigError, quoted
 from dooers.models import Operation
 from dooers.schema import SettingsSchema
 
-__all__ = ["ORDERS", "DatabaseType", "SslMode", "TurnOrder", "WorkerConfig"]
+__all__ = ["ORDERS", "DatabaseType", "SslMode", "TurnOrder", "WorkerConfig", "signing_key"]
 
 DatabaseType: TypeAlias = Literal["postgres", "sqlite", "cosmos", "memory"]
 TurnOrder: TypeAlias = Literal["queue", "parallel", "reject", "replace"]
@@ -30,7 +30,14 @@ _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}|")
 Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
 
 
-_SECRET = ("database_password", "database_key", "settings_encryption_key")
+_SECRET = (
+    "database_password",
+    "database_key",
+    "settings_encryption_key",
+    # An address may hold a token, and who knows it may post there.
+    "analytics_webhook_url",
+    "analytics_webhook_secret",
+)
 
 
 def _wrong(attribute: Attribute[Any], expected: str, value: Any, hint: str = "") -> ConfigError:
@@ -116,6 +123,24 @@ def _encryption_keys(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) 
             raise _wrong(attribute, "Fernet keys (32 bytes in URL-safe base64)", key, f"; make one: {make}")
 
 
+def signing_key(secret: str) -> bytes:
+    """The bytes of a webhook's secret: base64 after `whsec_`, as the Standard Webhooks have it, else the text. ValueError for no base64."""
+    if not secret.startswith("whsec_"):
+        return secret.encode()
+    text = secret.removeprefix("whsec_")
+    return b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+
+def _webhook_secrets(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    for secret in value:
+        try:
+            fits = isinstance(secret, str) and bool(signing_key(secret))
+        except ValueError:
+            fits = False
+        if not fits:
+            raise _wrong(attribute, "a text, or base64 after whsec_", secret)
+
+
 def _permissions(_: Any, attribute: Attribute[Any], value: Mapping[str, frozenset[str]]) -> None:
     known = get_args(Operation)
     for operation, roles in value.items():
@@ -191,8 +216,8 @@ class WorkerConfig:
     """How a worker is set up. Wrong values raise ConfigError here, not later.
 
     Durations are seconds, sizes are bytes. `database_host, _port, _user, _name, _password, _key, _ssl` and `_ssl_ca` fall back
-    to `WORKER_DATABASE_HOST` and so on, `settings_encryption_key` to `WORKER_SETTINGS_ENCRYPTION_KEY`, then to the default;
-    what you pass wins. `docs/security.md` has the table of all limits.
+    to `WORKER_DATABASE_HOST` and so on, `settings_encryption_key` and `analytics_webhook_secret` to `WORKER_SETTINGS_ENCRYPTION_KEY`
+    and `WORKER_ANALYTICS_WEBHOOK_SECRET`, then to the default; what you pass wins. `docs/security.md` has the table of all limits.
     """
 
     # Which database. For sqlite `database_name` is the path of the file (":memory:" keeps it in this process).
@@ -250,6 +275,14 @@ class WorkerConfig:
     # Analytics. Without a URL nothing ever leaves the process.
     analytics_enabled: bool = field(default=True, validator=_of(bool))
     analytics_webhook_url: str | None = field(default=None, validator=_url, repr=_masked)
+    # Signs each batch by the Standard Webhooks scheme. Several, in a tuple or with commas between: a signature of each, to change from
+    # an old one to a new one. Empty: nothing is signed.
+    analytics_webhook_secret: str | Iterable[str] | None = field(
+        default=_environment("WORKER_ANALYTICS_WEBHOOK_SECRET", None),
+        converter=_texts,
+        validator=_webhook_secrets,
+        repr=_masked,
+    )
     analytics_batch_size: int = field(default=10, validator=_at_least(1))
     analytics_flush_interval: float = field(default=5.0, validator=_at_least(0.01, int, float))
 
@@ -267,6 +300,8 @@ class WorkerConfig:
     frames_per_second: float = field(default=500.0, validator=_at_least(0.01, int, float))
     frames_burst: int = field(default=2000, validator=_at_least(1))
     connect_timeout: float = field(default=30.0, validator=_at_least(0.01, int, float))
+    # A connection of which nothing was heard for so long is closed. None: never; dead peers are the server's pings' to find.
+    idle_timeout: float | None = field(default=None, validator=_at_least(0.01, int, float, type(None)))
     outbox_frames: int = field(default=10_000, validator=_at_least(16))
     outbox_bytes: int = field(default=16 * 1024 * 1024, validator=_at_least(65536))
     # What becomes of a message whose thread is being answered: it waits, runs beside, is refused, or takes the other's place.

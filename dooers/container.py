@@ -30,6 +30,7 @@ from dooers.runner import Runner
 from dooers.schema import SettingsSchema
 from dooers.send import WorkerSend
 from dooers.settings import TypedSettings
+from dooers.stats import Counts
 from dooers.stores import Store, open_store
 from dooers.stores.sql import Statement
 from dooers.stores.sql_postgres import Beside
@@ -94,27 +95,32 @@ def _beside(broker: Callable[[], Broker], process_id: Callable[[], str]) -> Besi
     return None if broker().announce is None else beside
 
 
+# Thread-safe, because `worker.stats()` is asked from other threads.
+Singleton = providers.ThreadSafeSingleton
+
+
 class Worker(containers.DeclarativeContainer):
     """What lives as long as the worker. Each is made when it is first asked for."""
 
     config = providers.Dependency(instance_of=WorkerConfig)
-    clock = providers.Singleton(SystemClock)
-    shape = providers.Singleton(SettingsShape, config.provided.settings_schema)
+    clock = Singleton(SystemClock)
+    shape = Singleton(SettingsShape, config.provided.settings_schema)
     # Who this process is, among others that run the same worker: another one each time the worker opens.
-    process_id = providers.Singleton(_new_id, clock)
-    broker = providers.Singleton(open_broker, config)
-    store = providers.Singleton(open_store, config, providers.Singleton(_beside, broker.provider, process_id.provider))
-    vault = providers.Singleton(Vault, config.provided.settings_encryption_key)
+    process_id = Singleton(_new_id, clock)
+    broker = Singleton(open_broker, config)
+    store = Singleton(open_store, config, Singleton(_beside, broker.provider, process_id.provider))
+    vault = Singleton(Vault, config.provided.settings_encryption_key)
     # Made anew each time the worker opens.
-    broadcast = providers.Singleton(Broadcast, clock)
-    relay = providers.Singleton(Relay, broadcast, broker, store, clock, process_id)
-    collector = providers.Singleton(Collector, config, relay, clock)
-    quotas = providers.Singleton(Quotas, config)
-    lanes = providers.Singleton(Lanes, config.provided.thread_queue_limit)
-    settings = providers.Singleton(SettingsOf, store, relay, clock, vault, shape)
-    runner = providers.Singleton(Runner, config, store, relay, broker, collector, clock, lanes, settings, process_id)
-    pulse = providers.Singleton(Pulse, config, store, runner, broker, clock, process_id)
-    repository = providers.Singleton(Repository, runner, store, clock, settings)
+    counts = Singleton(Counts)
+    broadcast = Singleton(Broadcast, clock)
+    relay = Singleton(Relay, broadcast, broker, store, clock, process_id)
+    collector = Singleton(Collector, config, relay, clock)
+    quotas = Singleton(Quotas, config)
+    lanes = Singleton(Lanes, config.provided.thread_queue_limit)
+    settings = Singleton(SettingsOf, store, relay, clock, vault, shape)
+    runner = Singleton(Runner, config, store, relay, broker, collector, clock, lanes, settings, counts, process_id)
+    pulse = Singleton(Pulse, config, store, runner, broker, clock, process_id)
+    repository = Singleton(Repository, runner, store, clock, settings)
 
 
 # What outlives the event loop that a worker was opened on. All else is made anew each time it opens.

@@ -41,6 +41,9 @@ class WorkerContext:
     identity: Identity
     thread_title: str | None = None
     thread_created_at: datetime | None = None
+    # The handler that answers, and for how many seconds the message has waited for it.
+    handler: str = ""
+    waited: float = 0.0
 
     @property
     def organization_id(self) -> str:

@@ -168,13 +168,16 @@ class DispatchStream:
 
     @property
     def is_repeat(self) -> bool:
-        """Whether the same `idempotency_key` came before: nothing runs, the stream gives what was stored then."""
+        """Whether the same `idempotency_key` came before: nothing runs, the stream gives what was stored then.
+
+        Not where the first one left no trace of a turn, because its process died before: then this one is answered.
+        """
         return self._opened.repeated
 
     @property
     def status(self) -> TurnStatus:
-        """How far the turn is: waiting, running, succeeded, failed or canceled."""
-        return "succeeded" if self._opened.repeated else self._opened.status
+        """How far the turn is: waiting, running, succeeded, failed or canceled. Of a repeat: how far the first one was when it came."""
+        return self._opened.status
 
     # ------------------------------------------------------------ running it
 

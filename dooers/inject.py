@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from difflib import get_close_matches
 from functools import partial
@@ -208,6 +208,8 @@ class InjectedHandler:
     teardown_timeout: float
     order: TurnOrder | None = None
     timeout: float | None = None
+    # What is done around every turn of the worker: dependencies that nobody has to ask for.
+    arounds: Sequence[Dependency] = ()
 
     @property
     def name(self) -> str:
@@ -218,6 +220,8 @@ class InjectedHandler:
         """The handler's events; on the way out its generator is closed first, then its dependencies, in bounded time."""
         scope = _Scope(values, self.kept)
         async with _bounded_exit(scope.stack, self.teardown_timeout):
+            for around in self.arounds:
+                await scope.value(around)
             args, kwargs = await self.plan.arguments(scope)
             result = self.plan.call(*args, **kwargs)
             if not hasattr(result, "__aiter__"):
@@ -260,6 +264,7 @@ class Compiler:
         self._kept = kept
         self._teardown_timeout = teardown_timeout
         self.settings_class: type | None = None
+        self._arounds: list[Dependency] = []
 
     def handler(self, function: Any, order: TurnOrder | None = None, timeout: float | None = None) -> InjectedHandler:
         """A handler with its plan, or SignatureError with all that is wrong."""
@@ -275,7 +280,9 @@ class Compiler:
             isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0
         ):
             raise SignatureError(f"{_where(function)}: timeout: expected seconds above 0, got {timeout!r}")
-        return InjectedHandler(self._plan(function), self._kept, self._teardown_timeout, order, timeout)
+        return InjectedHandler(
+            self._plan(function), self._kept, self._teardown_timeout, order, timeout, arounds=self._arounds
+        )
 
     def dependency(self, name: str, function: Any, lifetime: Lifetime | None) -> Dependency:
         """A provider for the container, or SignatureError. Without a lifetime the function's own shape decides."""
@@ -289,6 +296,15 @@ class Compiler:
         yields = inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
         chosen: Lifetime = lifetime or ("turn" if yields or plan.of_the_turn else "worker")
         return Dependency(name, plan, chosen, _produced(function))
+
+    def around(self, function: Any) -> None:
+        """Have every turn go through this generator, inside those that were given before; or SignatureError."""
+        if not (inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)):
+            raise SignatureError(
+                f"@worker.around: expected a generator that yields once, got {function!r}; what comes before its `yield` is done "
+                "before the handler, what comes after it afterwards"
+            )
+        self._arounds.append(Dependency(_name(function), self._plan(function), "turn"))
 
     def _plan(self, function: Any) -> Plan:
         parameters = [

@@ -53,7 +53,7 @@ class Message:
 
 @define(eq=False)
 class OpenTurn:
-    """A message that is stored, and its turn, which runs, will run, or (`repeated`) ran before."""
+    """A message that is stored, and its turn, which runs, will run, or (`repeated`) ran before, or runs elsewhere."""
 
     message: Message
     steps: Steps
@@ -61,7 +61,9 @@ class OpenTurn:
     created: bool
     repeated: bool
     ticket: Ticket
+    again: bool = False  # a repeat of a message whose turn left no trace: it is answered now
     status: TurnStatus = "waiting"
+    stored_at: float = field(factory=lambda: asyncio.get_running_loop().time())
     task: asyncio.Task[HandlerError | None] | None = None
     canceled: bool = False
     expired: bool = False

@@ -1,39 +1,31 @@
 """News of this process to people here and to the other processes, and theirs to people here. Who may see what is `broadcast.py`'s.
 
-What was said and not heard is found out in three ways, and then read from the store: an event whose number is not the next one, a
-"look" instead of a Change that was too large to send, and a connection to the broker that was away.
+A table says what each kind of news does. What was said and not heard is `catchup.py`'s.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from datetime import datetime, timedelta
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from attrs import Factory, define, evolve
+from attrs import evolve
 
 from dooers.broadcast import Broadcast, Member
 from dooers.brokers import Broker
-from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadEvent, ThreadQuery
+from dooers.catchup import CatchUp, Form
+from dooers.elsewhere import Elsewhere
+from dooers.models import Change, Thread, ThreadEvent
 from dooers.news import News, about, looks, read, write
-from dooers.steps import Growing
-from dooers.stores import GAP, Store, answered
+from dooers.stores import Store
 from dooers.turn import Clock
 
 __all__ = ["Listener", "Relay"]
 
 log = logging.getLogger("dooers")
 
-# How many threads are caught up with at once, how often one is tried, and how many of its runs are looked at.
-CATCHING, TRIES, RUNS = 8, 5, 20
-# After a time in which nobody could be heard: how many of a list's newest threads are looked at, and seconds by which clocks may differ.
-NEWEST, SLACK = 50, 10
-# How many messages that others write are kept, and how many that are whole, or runs that are over; what is older is forgotten.
-GROWING, OVER = 1_000, 10_000
-# Seconds after which one that gets no piece is not shown to whoever comes: its process died, and it had no run that somebody would close.
-SILENT = 60.0
+# Of more threads than that in one moment, analytics are left out where they have to be read: nobody keeps up.
+READ = 1_000
 
 
 class Listener(Protocol):
@@ -48,30 +40,6 @@ class Listener(Protocol):
         ...
 
 
-class Form(Protocol):
-    """The settings of a worker, as clients see them."""
-
-    async def snapshot(self) -> dict[str, Any]:
-        """The payload that tells of all of them."""
-        ...
-
-    async def patched(self, field_id: str) -> dict[str, Any] | None:
-        """The payload that tells of one as it is now; None where nobody is to be told."""
-        ...
-
-
-@define(eq=False)
-class _Reading:
-    """A thread that is being read: what was told of it meanwhile, and whether it is to be read (once more)."""
-
-    waiting: list[Change] = Factory(list)
-    # What was told without the metadata of its thread: a hook may go by them, so nobody hears of it before they are read.
-    bare: list[Change] = Factory(list)
-    again: bool = True
-    # Not only a gap in its events: whatever was told of it may have been missed.
-    whole: bool = False
-
-
 class Relay:
     """Tells, hears, and catches up. Belongs to one event loop."""
 
@@ -79,49 +47,41 @@ class Relay:
         self._broadcast = broadcast
         self._clock = clock
         self._broker = broker
-        self._store = store
+        self._elsewhere = Elsewhere(broadcast)
+        self._catchup = CatchUp(broadcast, store, self._elsewhere)
         self._process_id = process_id
         # Whether the store tells of Changes itself.
         self._announced = broker.announce is not None
         self._listener: Listener | None = None
-        self._forms: Callable[[str], Form] | None = None
         self._heard_at = clock.now()
-        self._growing: dict[str, Growing] = {}
-        self._catching: dict[str, _Reading] = {}
-        # Runs that have ended, and messages that are whole: a set in the order of arrival.
-        self._over: dict[str, None] = {}
-        # Runs that were shown to be at work, and their threads: whoever was shown that is to be shown their end.
-        self._begun: dict[str, str] = {}
         self._misheard = 0
-        self._settings_told = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(CATCHING)
+
+    @property
+    def catching_up(self) -> int:
+        """Of how many threads something was missed, and is being read."""
+        return len(self._catchup)
 
     async def open(self, listener: Listener, forms: Callable[[str], Form]) -> None:
         """Begin to hear. `forms` gives the settings of a worker id."""
-        self._listener, self._forms = listener, forms
+        self._listener = listener
+        self._catchup.open(listener.heard_change, forms)
         self._heard_at = self._clock.now()
         await self._broker.open(self._heard, self._missed)
 
     async def close(self) -> None:
         """Say what waits to be said, and hear no more."""
-        for growing in self._growing.values():
-            growing.end()
-        self._growing.clear()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        self._elsewhere.end_all()
+        await self._catchup.close()
         await self._broker.close()
 
     # ------------------------------------------------------------ telling
 
     def publish(self, change: Change) -> None:
         """Tell of a Change that this process has stored."""
-        if self._broker.alone and not self._catching and not self._broadcast.lacks(change):
+        if self._broker.alone and not len(self._catchup) and not self._broadcast.lacks(change):
             self._broadcast.publish(change)
             return
-        self._show(change)  # alone too, where a write before this one was done and its answer lost
+        self._catchup.show(change)  # alone too, where a write before this one was done and its answer lost
         if not (self._broker.alone or self._announced or self._say(News.of(change, self._process_id))):
             self._tell_others(looks([change], self._process_id, self._broker.limit or 0))
 
@@ -147,7 +107,8 @@ class Relay:
         here: bool = False,
     ) -> None:
         """A frame to a topic's followers, `here` or everywhere; with `about`, only to those who may see that thread."""
-        self._settings_told += topic == "settings"
+        if topic == "settings":
+            self._catchup.settings_were_told()
         self._broadcast.tell(topic, worker_id, frame_type, payload, about)
         if not here and not self._broker.alone:
             self._say(
@@ -206,239 +167,59 @@ class Relay:
                 )
             thread_id = about(text)
             if thread_id is not None and self._broadcast.is_watched(thread_id):
-                self._catch_up(thread_id, whole=True)
+                self._catchup.read(thread_id, whole=True)
 
     def _heard_change(self, news: News) -> None:
         change = news.change
         assert self._listener is not None
         self._listener.heard_change(change)
-        self._end_growing(change)
-        self._show(change)
+        self._elsewhere.end(change)
+        self._catchup.show(change)
 
     def _heard_look(self, news: News) -> None:
         if news.topic:
             if self._broadcast.is_followed(news.topic, news.worker_id):
-                self._spawn(self._read_setting(news), "dooers-read-setting")
+                self._catchup.read_setting(news)
             return
         if news.thread_id is None:
             raise ValueError("news of something to look at without its thread")
         if news.thread is None:
-            self._catch_up(news.thread_id, whole=True)
+            self._catchup.read(news.thread_id, whole=True)
             return
         assert self._listener is not None
         self._listener.heard_change(evolve(news.change, events=()))
-        # Of more threads than that in one moment, analytics are left out: nobody keeps up with reading them.
-        followed = len(self._catching) < GROWING and self._broadcast.is_followed("analytics", news.thread.worker_id)
+        followed = len(self._catchup) < READ and self._broadcast.is_followed("analytics", news.thread.worker_id)
         if followed or self._broadcast.is_watched(news.thread_id):
-            reading = self._catch_up(news.thread_id)
+            reading = self._catchup.read(news.thread_id)
             if followed:
                 reading.bare.append(evolve(news.change, runs=()))
 
     def _heard_delta(self, news: News) -> None:
-        event_id, thread, event = news.event_id, news.thread, news.event
-        if event_id is None:
-            raise ValueError("news of a piece without its message")
-        if event_id in self._over:
-            return  # it is whole already: what the store says may overtake what is told otherwise
-        growing = self._growing.get(event_id)
-        if growing is None and thread is not None and event is not None:
-            # Also where nobody watches: whoever comes while it is written gets what there is of it.
-            growing = self._growing[event_id] = Growing(event, None, thread, self._broadcast)
-            if len(self._growing) > GROWING:
-                self._growing.pop(next(iter(self._growing))).end()
-        if growing is None:
-            return  # its beginning was not heard: people here get it whole, when it is done
-        if growing.length == news.at:
-            growing.add(news.text)
-        elif news.at > growing.length:
-            self._growing.pop(event_id).end()
+        self._elsewhere.piece(news)
 
     def _heard_topic(self, news: News) -> None:
-        self._settings_told += news.topic == "settings"
+        if news.topic == "settings":
+            self._catchup.settings_were_told()
         self._broadcast.tell(news.topic, news.worker_id, news.frame_type, news.payload, news.thread)
 
     def _heard_cancel(self, news: News) -> None:
         assert self._listener is not None
         self._listener.heard_cancel(news.thread_id, news.run_id, news.before)
 
+    def _missed(self) -> None:
+        """The broker was away."""
+        since, self._heard_at = self._heard_at, self._clock.now()
+        self._catchup.read_all(since)
+
+    # ------------------------------------------------------------ for people here
+
     def growing(self, thread_id: str) -> list[ThreadEvent]:
         """The messages of a thread that other processes are writing, with their text so far."""
-        for event_id, one in list(self._growing.items()):
-            if one.silence > SILENT:
-                self._growing.pop(event_id).end()
-        here = (one for one in self._growing.values() if one.event.thread_id == thread_id)
-        return [event for one in here if (event := one.so_far()) is not None]
-
-    def _end_growing(self, change: Change) -> None:
-        done = {event.id: event for event in change.events}
-        self._note_over(done)
-        over = {run.id for run in change.runs if run.status != "running"}
-        for event_id, growing in list(self._growing.items()):
-            event = growing.event
-            gone = change.removes and event.thread_id == change.thread.id
-            if event_id in done or event.run_id in over or gone:
-                if event_id in done:  # what the store says may overtake the last pieces, and has them
-                    growing.add_rest(done[event_id])
-                self._growing.pop(event_id).end()
-
-    # ------------------------------------------------------------ catching up
+        return self._elsewhere.growing(thread_id)
 
     def release(self, member: Member, thread_id: str, snapshot: Thread | None) -> None:
         """A session goes live, with a snapshot or without; what it lacks by then is read."""
-        if self._broadcast.release(member, thread_id, snapshot):
-            self._catch_up(thread_id)
-
-    def _show(self, change: Change) -> None:
-        reading = self._catching.get(change.thread.id)
-        if reading is None and self._broadcast.lacks(change):
-            reading = self._catch_up(change.thread.id)
-        if reading is not None:
-            reading.waiting.append(change)
-        else:
-            self._broadcast.publish(self._without_ended(change))
-
-    def _without_ended(self, change: Change) -> Change:
-        """The change without runs whose end was shown: one that has ended stays so, whatever comes late."""
-        runs = tuple(run for run in change.runs if run.id not in self._over)
-        for run in runs:
-            if run.status == "running":
-                self._begun[run.id] = run.thread_id
-            else:
-                self._begun.pop(run.id, None)
-        _forget_oldest(self._begun)
-        self._note_over(run.id for run in runs if run.status != "running")
-        return change if len(runs) == len(change.runs) else evolve(change, runs=runs)
-
-    def _note_over(self, ids: Iterable[str]) -> None:
-        self._over.update(dict.fromkeys(ids))
-        _forget_oldest(self._over)
-
-    def _missed(self) -> None:
-        """The broker was away. Whatever was told meanwhile is in the store, except for pieces of messages."""
-        for growing in self._growing.values():
-            growing.end()
-        self._growing.clear()
-        for thread_id in self._broadcast.watched():
-            self._catch_up(thread_id, whole=True)
-        since, self._heard_at = self._heard_at - timedelta(seconds=SLACK), self._clock.now()
-        self._spawn(self._read_lists(since), "dooers-read-lists")
-        self._spawn(self._read_forms(), "dooers-read-forms")
-
-    async def _read_lists(self, since: datetime) -> None:
-        """Show the threads that came or changed meanwhile to people who have them in their lists. One that was deleted they find out."""
-        for worker_id, organization_id, workspace_id in self._broadcast.places():
-            place = {"worker_id": worker_id, "organization_id": organization_id, "workspace_id": workspace_id}
-            try:
-                async with self._room:
-                    threads = await self._store.threads(ThreadQuery(equal=place, limit=NEWEST))
-            except Exception as error:
-                log.warning("what is new in the lists could not be read (%r)", error)
-                return
-            for thread in reversed(threads):
-                if thread.updated_at >= since and not self._broadcast.is_watched(thread.id):
-                    self._show(Change(thread=thread, patch={"told": True}))
-
-    async def _read_forms(self) -> None:
-        for worker_id in self._broadcast.followed("settings"):
-            await self._tell_form(worker_id, "settings.snapshot", lambda form: form.snapshot())
-
-    async def _read_setting(self, news: News) -> None:
-        """Tell of a setting that was too large to be told."""
-        await self._tell_form(news.worker_id, news.frame_type, lambda form: form.patched(news.payload["field_id"]))
-
-    async def _tell_form(
-        self, worker_id: str, frame_type: str, read: Callable[[Form], Awaitable[dict[str, Any] | None]]
-    ) -> None:
-        """Tell of settings as they are in the store."""
-        assert self._forms is not None
-        async with self._room:
-            try:
-                told, payload = -1, None
-                while told != self._settings_told:  # what was told meanwhile may be newer than what was read
-                    told = self._settings_told
-                    payload = await read(self._forms(worker_id))
-            except Exception as error:
-                log.warning("the settings of worker %s could not be read to be told (%r)", worker_id, error)
-                return
-        if payload is not None:
-            self._broadcast.tell("settings", worker_id, frame_type, payload, None)
-
-    def _catch_up(self, thread_id: str, *, whole: bool = False) -> _Reading:
-        """Read a thread, or read it again if that is under way: what is to be seen may have come since."""
-        reading = self._catching.get(thread_id)
-        if reading is None:
-            reading = self._catching[thread_id] = _Reading()
-            self._spawn(self._read_up(thread_id, reading), "dooers-catch-up")
-        reading.again = True
-        reading.whole = reading.whole or whole
-        return reading
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _read_up(self, thread_id: str, reading: _Reading) -> None:
-        """Show what people here lack of a thread, and then what was told of it while that was read."""
-        async with self._room:
-            while reading.again:
-                reading.again = False
-                if not await self._shown(thread_id, reading):
-                    self._broadcast.drop(thread_id)  # they come back, and get a snapshot as soon as there is one
-        del self._catching[thread_id]
-        for change in reading.waiting:
-            self._show(change)
-
-    async def _shown(self, thread_id: str, reading: _Reading) -> bool:
-        for attempt in range(TRIES):
-            if attempt:
-                await asyncio.sleep(0.05 * 2**attempt)
-            try:
-                with answered():
-                    await self._show_missed(thread_id, reading)
-                return True
-            except Exception as error:
-                log.warning("catching up with thread %s failed (%r)", thread_id, error)
-        return False
-
-    async def _show_missed(self, thread_id: str, reading: _Reading) -> None:
-        thread = await self._store.thread(thread_id)
-        last = self._broadcast.last_known(thread_id)
-        if thread is None:
-            if last is not None:
-                self._show_read(Change(thread=last, removes=True))
-            return
-        assert self._listener is not None
-        while reading.bare:
-            self._listener.heard_change(evolve(reading.bare.pop(0), thread=thread))
-        after = self._broadcast.reached(thread_id)
-        while after is not None and after < thread.last_seq:
-            query = EventQuery(thread_id=thread_id, after_seq=after, limit=GAP, oldest_first=True)
-            events = await self._store.events(query)
-            # Whatever the newest number is: events may have been deleted, and the others are all there are.
-            upto = events[-1].seq if len(events) == GAP else max([thread.last_seq, *(event.seq for event in events)])
-            change = Change(thread=thread, events=tuple(events))
-            self._end_growing(change)
-            self._broadcast.fill(change, after, upto)
-            after = upto
-        runs = await self._store.runs(RunQuery(equal={"thread_id": thread_id}, limit=RUNS))
-        read = {run.id for run in runs}
-        for run_id in [one for one, its in self._begun.items() if its == thread_id and one not in read]:
-            run = await self._store.run(run_id)
-            if run is not None:
-                runs.append(run)  # an older one
-        renamed = last is None or (last.title, last.metadata) != (thread.title, thread.metadata)
-        patch = {"told": True} if reading.whole or renamed else {}
-        self._show_read(Change(thread=thread, patch=patch, runs=tuple(reversed(runs))))
-
-    def _show_read(self, change: Change) -> None:
-        self._end_growing(change)
-        self._broadcast.publish(self._without_ended(change))
-
-
-def _forget_oldest(kept: dict[str, Any]) -> None:
-    while len(kept) > OVER:
-        del kept[next(iter(kept))]
+        self._catchup.release(member, thread_id, snapshot)
 
 
 _HEARD: dict[str, Callable[[Relay, News], None]] = {

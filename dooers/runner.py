@@ -4,8 +4,7 @@ What a step alters is `turn.py`'s business, who sees it `broadcast.py`'s, what t
 
 - **Durable before visible.** A Change is published, and handed to a dispatch caller, from the callback of its stored future.
 - **One task a turn.** The handler, its dependencies and their teardown all run in the turn's own task, so cancel scopes and context
-  variables inside them behave as in any coroutine. The task belongs to the worker: no socket's end, no caller's end but its own
-  explicit cancel stops it.
+  variables behave as in any coroutine. The task belongs to the worker: no socket's end stops it, and only a caller's explicit cancel.
 - **Every way out closes the run.** Success, error, cancel, a stream abandoned half-way, a worker that closes.
 """
 
@@ -14,35 +13,39 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 
 from attrs import evolve
 
-from dooers.access import check_may_own, scope_of
+from dooers.access import check_may_own, scope_of, visible
 from dooers.analytics import Collector
 from dooers.brokers import Broker
-from dooers.config import WorkerConfig
+from dooers.config import TurnOrder, WorkerConfig
 from dooers.context import WorkerSettings
 from dooers.exceptions import HandlerError, NotFoundError, ThreadBusyError
 from dooers.lanes import Lanes, Ticket
-from dooers.models import Change, ThreadEvent
-from dooers.openturn import Message, OpenTurn
+from dooers.locks import Locks
+from dooers.models import Change, Scope, ThreadEvent
+from dooers.openturn import Message, OpenTurn, TurnStatus
 from dooers.relay import Relay
 from dooers.stage import Stage
+from dooers.stats import Counts
 from dooers.steps import Sink, Steps
-from dooers.stores import Store, answered, outcome_of
+from dooers.stores import Store, applied, landed, outcome_of
+from dooers.trace import trace_of
 from dooers.turn import Clock, Turn, opening
 
 __all__ = ["Runner", "waited_threads"]
 
 log = logging.getLogger("dooers")
 
+# Seconds in which nobody can have brought a message again, through another process, and have had it answered there.
+SOON = 0.1
+
 # The threads whose turns wait for what runs here: a turn that waited for one of them would wait for itself.
 waited_threads: ContextVar[frozenset[str]] = ContextVar("dooers_waited_threads", default=frozenset())
-
-# Messages that were perhaps stored, at most; of older ones a repeat is taken for what it says it is.
-UNSURE = 1_000
 
 
 async def _at_once() -> None: ...
@@ -61,6 +64,7 @@ class Runner:
         clock: Clock,
         lanes: Lanes,
         settings: Callable[..., WorkerSettings],
+        counts: Counts,
         process_id: str,
     ) -> None:
         self._config = config
@@ -71,13 +75,12 @@ class Runner:
         self._collector = collector
         self._clock = clock
         self._lanes = lanes
+        self._counts = counts
         self._stage = Stage(config, store, collector, clock, settings, self.commit)
         self._turns: set[OpenTurn] = set()
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
         self._opening: set[asyncio.Future[OpenTurn]] = set()
-        # Messages of which nobody knows whether they were stored, in the order of arrival: the answer did not come.
-        self._unsure: dict[str, None] = {}
-        self._kept_locks: set[str] = set()
+        self._locks = Locks(broker)
         self._closing = False
         # Waits where this process may have been taken for dead. The pulse sets it.
         self.sure: Callable[[], Awaitable[None]] = _at_once
@@ -87,6 +90,21 @@ class Runner:
     def running(self) -> int:
         """How many turns have a task: they run or wait for their place."""
         return len(self._turns)
+
+    @property
+    def at_work(self) -> int:
+        """How many turns run; the others wait for their place, or for somebody to run them."""
+        return sum(opened.status == "running" for opened in list(self._turns))
+
+    @property
+    def waiting(self) -> int:
+        """How many turns wait."""
+        return len(self._turns) + len(self._unrun) - self.at_work
+
+    @property
+    def ends_waiting(self) -> int:
+        """How many ends of turns wait for a database that is away."""
+        return self._stage.ends_waiting
 
     @property
     def runs(self) -> list[str]:
@@ -110,23 +128,13 @@ class Runner:
         if change.runs:  # a run says whose it is, so that others see to it when this process dies
             runs = tuple(evolve(run, process_id=self._process_id) for run in change.runs)
             change = evolve(change, runs=runs)
-        try:
-            future = self._store.apply(change)
-        except Exception as error:  # whoever waits for it hears of that in the one way they know
-            future = asyncio.get_running_loop().create_future()
-            future.set_exception(error)
+        future = applied(self._store, change)
         future.add_done_callback(self._publish)
         return future
 
     async def commit(self, change: Change) -> Change:
         """`submit`, and wait for it. Being cancelled here does not unwrite anything."""
-        future = self.submit(change)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if future.cancelled():  # not whoever waits here
-                return outcome_of(future)
-            raise
+        return await landed(self.submit(change))
 
     def _publish(self, future: asyncio.Future[Change]) -> None:
         if future.cancelled() or future.exception() is not None:
@@ -136,9 +144,6 @@ class Runner:
             return
         if change.removes:
             self._forget(change)
-        self._tell(change)
-
-    def _tell(self, change: Change) -> None:
         try:
             self._relay.publish(change)
             self._collector.observe(change)
@@ -179,21 +184,18 @@ class Runner:
         self._stage.close_later(change)
 
     async def close_again(self) -> None:
-        """Store the ends of turns that could not be stored when they came, and give back locks that could not be given back."""
-        for key in list(self._kept_locks):
-            self._unlock(key)
+        """Store ends of turns, and give back locks, where that could not be done when they came."""
+        self._locks.give_back_again()
         await self._stage.close_again()
 
     # ------------------------------------------------------------ a turn opens
 
     async def open(self, message: Message, accept: Callable[[OpenTurn], None]) -> OpenTurn:
         """Store a message and take its place in the thread's queue; `accept` decides what becomes of its turn.
-
         `accept` is called in the very step in which the message is known to be stored, also when whoever waits here was
         cancelled meanwhile: a message that is in the database does not stay unanswered because a socket went away.
-
         Raises NotFoundError for a thread that is not there or not for this identity, ThreadBusyError for a full queue,
-        StoreError when the database does not do it. After each of them nothing is stored.
+        StoreError when the database does not say that it did it. After the first two nothing is stored.
         """
         if self._closing:
             raise ThreadBusyError("the worker is closing; try again when it is back")
@@ -227,18 +229,13 @@ class Runner:
 
         def stored(future: asyncio.Future[Change]) -> None:
             try:
-                turn = self._opened(message, self._first_answer(outcome_of(future)), ticket)
-                if order == "replace" and not turn.repeated:  # not before it is stored: a repeat replaces nothing
-                    self.cancel(thread_id=turn.thread.id, before=turn.event.seq)
-                accept(turn)
-                if turn.task is None and not turn.canceled and not turn.repeated:
-                    self._unrun.add(turn)
+                turn = self._opened(message, outcome_of(future), ticket)
+                if not turn.repeated:
+                    if order == "replace":  # not before it is stored: a repeat replaces nothing
+                        self.cancel(thread_id=turn.thread.id, before=turn.event.seq)
+                    self._accept(turn, accept)
             except BaseException as error:
                 ticket.leave()
-                if change.repeat_key is not None and not isinstance(error, NotFoundError):
-                    self._unsure[change.events[0].id] = None
-                    if len(self._unsure) > UNSURE:
-                        del self._unsure[next(iter(self._unsure))]
                 opened.set_exception(busy if busy is not None and isinstance(error, NotFoundError) else error)
                 opened.exception()  # whoever waited may have gone: then nobody is left to hear of it, which is no error
             else:
@@ -247,22 +244,48 @@ class Runner:
         self._opening.add(opened)
         opened.add_done_callback(self._opening.discard)
         self.submit(change).add_done_callback(stored)
-        return await asyncio.shield(opened)
+        turn = await asyncio.shield(opened)
+        if turn.repeated:
+            await self._take_up(turn, scope, order)
+            self._accept(turn, accept)
+        return turn
 
-    def _first_answer(self, stored: Change) -> Change:
-        """A message of which nobody heard that it was stored has had no turn: the repeat that finds it there is its first time."""
-        if not stored.repeated or stored.events[0].id not in self._unsure:
-            return stored
-        del self._unsure[stored.events[0].id]
-        first = evolve(stored, repeated=False, created=stored.events[0].seq == 1)
-        self._tell(first)
-        return first
+    def _accept(self, turn: OpenTurn, accept: Callable[[OpenTurn], None]) -> None:
+        accept(turn)
+        if turn.task is None and not turn.canceled and not turn.repeated:
+            self._unrun.add(turn)
+
+    async def _take_up(self, turn: OpenTurn, scope: Scope, order: TurnOrder) -> None:
+        """Find out what became of the first turn of a message that came again. One that left no trace, because its process died or
+        nobody ever ran it, takes place now."""
+        trace = self._at_work(turn.event.id) or await trace_of(self._store, turn.event)
+        trace = trace or self._at_work(turn.event.id)  # another repeat may have been quicker
+        turn.status = trace or "waiting"
+        # Beside others nobody waits, so nobody could tell whether another process is at it.
+        unsure = order == "parallel" and not self._broker.alone
+        if trace is None and not unsure and not self._closing and visible(turn.thread, scope):
+            with suppress(ThreadBusyError):
+                turn.ticket = self._lanes.place((scope, turn.thread.id), order)
+                turn.repeated, turn.again = False, True
+
+    def _at_work(self, event_id: str) -> TurnStatus | None:
+        return next((one.status for one in self._turns | self._unrun if one.event.id == event_id), None)
+
+    async def _is_answered(self, opened: OpenTurn) -> bool:
+        """Whether a message that came again through another process was answered there, before this turn got its place."""
+        waited = asyncio.get_running_loop().time() - opened.stored_at
+        if not opened.again and (self._broker.alone or waited < SOON):
+            return False
+        trace = await trace_of(self._store, opened.event)
+        if trace is not None:
+            opened.repeated, opened.status = True, trace
+        return opened.repeated
 
     def _opened(self, message: Message, stored: Change, ticket: Ticket) -> OpenTurn:
         if stored.repeated:
             ticket.leave()
         event = stored.events[0]
-        turn = Turn(thread=stored.thread, seq=event.seq, assistant_name=self._config.assistant_name)
+        turn = Turn(thread=stored.thread, event_id=event.id, seq=event.seq, assistant_name=self._config.assistant_name)
         return OpenTurn(
             message=message,
             steps=Steps(turn, self.submit, self.sure, self._relay, self._clock, self._config.pipeline_depth),
@@ -289,39 +312,21 @@ class Runner:
         """The turn is over, or has been given up: free its place and tell who follows. Twice is no harm."""
         if opened.watch is not None:
             opened.watch.cancel()
-        if opened.status in ("waiting", "running"):
+        if opened.status in ("waiting", "running") and not opened.repeated:
             opened.status = "canceled"
         self._turns.discard(opened)
         self._unrun.discard(opened)
         if opened.locked:
             opened.locked = False
-            self._unlock(opened.thread.id)
+            self._locks.give_back(opened.thread.id)
         opened.ticket.leave()
         sink, opened.steps.sink = opened.steps.sink, None
         if sink is not None:
             sink.end(error)
         if not opened.over.done():
             opened.over.set_result(None)
-
-    async def _lock(self, opened: OpenTurn) -> None:
-        key = opened.thread.id
-        try:
-            if key in self._kept_locks:
-                self._unlock(key)
-            with answered():
-                await self._broker.lock(key)
-        except Exception:
-            self._unlock(key)  # it may be ours, where only the answer was lost
-            raise
-        opened.locked = True
-
-    def _unlock(self, key: str) -> None:
-        self._kept_locks.discard(key)
-        try:
-            self._broker.unlock(key)
-        except Exception as error:  # the end of a turn goes on: others wait for its place
-            self._kept_locks.add(key)
-            log.error("the lock of thread %s could not be given back: %r", key, error)
+            if not opened.repeated:
+                self._counts.turn(opened.status)
 
     # ------------------------------------------------------------ a turn is stopped
 
@@ -398,7 +403,10 @@ class Runner:
         try:
             await opened.ticket.wait()
             if opened.ticket.in_line:
-                await self._lock(opened)
+                await self._locks.take(opened.thread.id)
+                opened.locked = True
+            if await self._is_answered(opened):
+                return None
             opened.status = "running"
             seconds = opened.message.handler.timeout or self._config.handler_timeout
             if seconds is not None:
@@ -419,9 +427,8 @@ class Runner:
         if opened.closing:
             return None  # it was given up meanwhile
         opened.closing = True  # from here on there is nothing left to stop, only an end to be stored
-        return await self._stage.conclude(
-            opened, TimeoutError("the handler took too long") if opened.expired else error
-        )
+        error = TimeoutError("the handler took too long") if opened.expired else error
+        return await self._stage.conclude(opened, error)
 
     # ------------------------------------------------------------ the worker closes
 

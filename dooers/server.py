@@ -3,50 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar, overload
-from weakref import WeakKeyDictionary
 
+from attrs import asdict
 from starlette.types import ASGIApp
 
-from dooers.access import Authorize, Policy, origin_allowed
+from dooers.access import Policy, origin_allowed
 from dooers.asgi import make_app
 from dooers.broadcast import TRY_AGAIN
-from dooers.config import TurnOrder, WorkerConfig
-from dooers.container import Worker, close_parts, open_parts, override, turn_values
+from dooers.config import WorkerConfig
+from dooers.container import Worker, close_parts, open_parts
 from dooers.context import WorkerAnalytics, WorkerMemory, WorkerSettings
 from dooers.dispatch import DispatchStream, identity_of, message_of
-from dooers.exceptions import (
-    ConfigError,
-    DispatchError,
-    DooersError,
-    InvalidValueError,
-    NotConfiguredError,
-    SignatureError,
-)
-from dooers.inject import Compiler, InjectedHandler, KeptValues, Lifetime
+from dooers.exceptions import ConfigError, DispatchError, DooersError, InvalidValueError
+from dooers.inject import InjectedHandler
 from dooers.lifecycle import Lifecycle
 from dooers.models import ContentPart
 from dooers.openturn import Message, OpenTurn
+from dooers.registration import Registration
 from dooers.repository import Repository
-from dooers.routes.desk import Authenticate, Desk
+from dooers.routes.desk import Desk
 from dooers.routing import route
 from dooers.session import GOING_AWAY, NOT_YOU, REASONS, Session, WebSocketLike
-from dooers.settings import typed_settings
+from dooers.stats import WorkerStats
 
 __all__ = ["WorkerServer"]
 
 log = logging.getLogger("dooers")
 
-F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
 
 
-class WorkerServer:
+class WorkerServer(Registration):
     """A worker: its handlers, its database, its two doors.
 
     Constructing one opens nothing. It opens on first use, by `lifespan`, or by `ensure_initialized()`, and lives until
@@ -57,114 +49,12 @@ class WorkerServer:
         if not isinstance(config, WorkerConfig):
             raise ConfigError(f"WorkerServer: expected a WorkerConfig, got {type(config).__name__}")
         self.config = config
-        self._parts = Worker(config=config)
-        self._parts.vault()  # a key without its library is told here, not with the first password
-        self._values = turn_values(self._parts)
-        self._kept = KeptValues()
-        self._compiler = Compiler(lambda: self._values.providers, self._kept, config.teardown_timeout)
-        self._handlers: dict[str | None, InjectedHandler] = {}
-        self._compiled: WeakKeyDictionary[Any, InjectedHandler] = WeakKeyDictionary()
-        self._authenticate: Authenticate | None = None
-        self._authorize: Authorize | None = None
+        parts = Worker(config=config)
+        parts.vault()  # a key without its library is told here, not with the first password
+        super().__init__(config, parts)
         self._warned = False
         self._sessions: set[Session] = set()
         self._life = Lifecycle(partial(open_parts, self._parts), self._shut, config.shutdown_grace)
-
-    # ------------------------------------------------------------ decorators
-
-    @overload
-    def handler(self, function: F, /) -> F: ...
-    @overload
-    def handler(
-        self, name: str | None = None, /, *, order: TurnOrder | None = None, timeout: float | None = None
-    ) -> Callable[[F], F]: ...
-    def handler(self, function: Any = None, /, *, order: TurnOrder | None = None, timeout: float | None = None) -> Any:
-        """Register the default handler, or with `@worker.handler("name")` one of that name. The function stays as it is.
-
-        It asks for any of `incoming, send, memory, analytics, settings, identity, repository` and for what `@worker.provide`
-        registered, by name or by annotated type. SignatureError if it asks for something else. `order` ("queue", "parallel",
-        "reject", "replace") and `timeout` (seconds) go before `turn_order` and `handler_timeout` of the config.
-        """
-        if callable(function):
-            self._register(None, function, order, timeout)
-            return function
-        if function is not None and not isinstance(function, str):
-            raise SignatureError(f"@worker.handler: expected a function or a name, got {function!r}")
-
-        def decorate(decorated: F) -> F:
-            self._register(function, decorated, order, timeout)
-            return decorated
-
-        return decorate
-
-    def _register(self, name: str | None, function: Any, order: TurnOrder | None, timeout: float | None) -> None:
-        if name in self._handlers:
-            which = "a default handler" if name is None else f"a handler named {name!r}"
-            raise SignatureError(f"this worker has {which} already: {self._handlers[name].name}")
-        self._handlers[name] = self._compiler.handler(function, order, timeout)
-        # The same function passed to `handle` or `dispatch` keeps its options.
-        with suppress(TypeError):
-            self._compiled[function] = self._handlers[name]
-
-    @overload
-    def provide(self, function: F, /) -> F: ...
-    @overload
-    def provide(self, name: str | None = None, /, *, scope: Lifetime | None = None) -> Callable[[F], F]: ...
-    def provide(self, function: Any = None, /, *, scope: Lifetime | None = None) -> Any:
-        """Register something that handlers may ask for: a class, a function or a generator, sync or async.
-
-        Its own parameters are resolved like a handler's. What a generator does around its `yield`, as with `contextlib`, is
-        set-up and teardown; the handler's error or cancellation is raised at that `yield`. `scope` "turn" makes one a turn,
-        "worker" one for as long as the worker is open; without it, what yields or takes a turn's value is made a turn,
-        anything else once.
-        """
-        if function is not None and not isinstance(function, str):
-            self._provide(getattr(function, "__name__", ""), function, scope)
-            return function
-
-        def decorate(decorated: F) -> F:
-            self._provide(str(function or getattr(decorated, "__name__", "")), decorated, scope)
-            return decorated
-
-        return decorate
-
-    def _provide(self, name: str, function: Any, scope: Lifetime | None) -> None:
-        if not name.isidentifier():
-            raise SignatureError(f"@worker.provide: expected a name that a parameter can have, got {name!r}")
-        if name in self._values.providers:
-            raise SignatureError(
-                f"@worker.provide: {name!r} is provided already; to replace it for a test, use worker.override"
-            )
-        self._values.set_provider(name, self._compiler.dependency(name, function, scope))
-
-    def authenticate(self, function: F) -> F:
-        """Register the hook that says who a connection is: `(request) -> Identity | None`, sync or async.
-
-        It is called once a connection, with what the client claims and what proves it. None, or anything it raises, refuses.
-        """
-        if self._authenticate is not None:
-            raise SignatureError("this worker has an authenticate hook already")
-        if not callable(function):
-            raise SignatureError(f"@worker.authenticate: expected a function, got {function!r}")
-        self._authenticate = function
-        return function
-
-    def authorize(self, function: F) -> F:
-        """Register the hook that says who may do what inside their own tenant: `(identity, operation, thread) -> bool`.
-
-        A plain function, for it is asked at every delivery. `thread` is None where no single thread is concerned: lists, new
-        threads, settings, analytics. It is asked beside `permissions` of the config: both must allow.
-        """
-        if self._authorize is not None:
-            raise SignatureError("this worker has an authorize hook already")
-        if not callable(function) or any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
-            raise SignatureError(f"@worker.authorize: expected a plain function, not async, got {function!r}")
-        try:
-            inspect.signature(function).bind(None, None, None)
-        except TypeError:
-            raise SignatureError("@worker.authorize: expected a function of (identity, operation, thread)") from None
-        self._authorize = function
-        return function
 
     @overload
     def settings(self, settings_class: C, /) -> C: ...
@@ -177,26 +67,8 @@ class WorkerServer:
         """
         if worker_id is None or isinstance(worker_id, str):
             return self._settings_of(worker_id)
-        settings_class = worker_id
-        shape = self._parts.shape()
-        if shape.schema is not None:
-            what = (
-                "settings_schema in its config"
-                if shape.typed is None
-                else f"the settings class {shape.typed.cls.__name__}"
-            )
-            raise ConfigError(f"@worker.settings: this worker has {what} already; one or the other")
-        shape.typed = typed_settings(settings_class)
-        shape.schema = shape.typed.schema
-        self._compiler.settings_class = shape.typed.cls
-        return settings_class
-
-    def override(self, **values: Any) -> AbstractContextManager[None]:
-        """Replace what handlers are given, by name, inside a `with` block: for tests. Reaches nested dependencies too.
-
-        SignatureError for a name that nothing asks for. `settings=` takes an instance of the settings class or of anything else.
-        """
-        return override(self._values, values)
+        self._take_settings_class(worker_id)
+        return worker_id
 
     # ------------------------------------------------------------ lifecycle
 
@@ -258,6 +130,34 @@ class WorkerServer:
         await self.ensure_initialized()
         await self._parts.store().ping()
 
+    def stats(self) -> WorkerStats:
+        """What this process is at, and has done since it was opened: connections, turns, frames, transactions, drops. Costs a walk
+        over the connections and turns; ask once in some seconds, from any thread."""
+        # Copies, here and below: whoever collects metrics does it in a thread of its own.
+        parts, outboxes = self._parts, [session.outbox for session in list(self._sessions)]
+        counts, runner, collector, store = parts.counts(), parts.runner(), parts.collector(), parts.store()
+        subscriptions, followed = parts.broadcast().followers()
+        return WorkerStats(
+            **asdict(counts),
+            **asdict(store.tally),
+            sessions=len(self._sessions),
+            subscriptions=subscriptions,
+            threads_followed=followed,
+            outbox_frames=sum(frames for frames, _ in outboxes),
+            outbox_size=sum(size for _, size in outboxes),
+            outbox_longest=max((frames for frames, _ in outboxes), default=0),
+            turns_running=runner.at_work,
+            turns_waiting=runner.waiting,
+            lanes=len(parts.lanes()),
+            identities=len(parts.quotas()),
+            catching_up=parts.relay().catching_up,
+            ends_waiting=runner.ends_waiting,
+            analytics_waiting=collector.waiting,
+            analytics_delivered=collector.delivered,
+            analytics_dropped=collector.dropped,
+            analytics_failures=collector.failed_attempts,
+        )
+
     async def handle(self, websocket: WebSocketLike, handler: Callable[..., Any] | str | None = None) -> None:
         """Serve one WebSocket until it ends. Turns it started go on without it.
 
@@ -271,9 +171,16 @@ class WorkerServer:
             return
         desk = self._desk(compiled)
         session = Session(
-            websocket, partial(route, desk), self.config, desk.broadcast, desk.clock, desk.quotas.single()
+            websocket,
+            partial(route, desk),
+            self.config,
+            desk.broadcast,
+            desk.clock,
+            desk.quotas.single(),
+            self._parts.counts(),
         )
         self._sessions.add(session)
+        self._parts.counts().connections += 1
         try:
             await session.serve()
         finally:
@@ -391,26 +298,6 @@ class WorkerServer:
         if asyncio.current_task() not in [opened.task for opened in stopped]:
             await runner.ended(*stopped)
         return len(stopped)
-
-    def _compile(self, handler: Callable[..., Any] | str | None) -> InjectedHandler:
-        if handler is None or isinstance(handler, str):
-            found = self._handlers.get(handler)
-            if found is None:
-                known = ", ".join(repr(name) for name in self._handlers if name is not None) or "none"
-                what = (
-                    "no default handler" if handler is None else f"no handler named {handler!r} (named ones: {known})"
-                )
-                raise NotConfiguredError(f"this worker has {what}; register one with @worker.handler")
-            return found
-        try:
-            compiled = self._compiled.get(handler)
-            if compiled is None:
-                self._compiled[handler] = compiled = self._compiler.handler(handler)
-        except TypeError as error:
-            if isinstance(error, SignatureError):
-                raise
-            compiled = self._compiler.handler(handler)  # cannot be remembered, as an unhashable callable
-        return compiled
 
     def is_answering(self, thread_id: str) -> bool:
         """Whether a turn of this thread runs or waits in this process."""

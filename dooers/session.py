@@ -24,6 +24,7 @@ from dooers.exceptions import DooersError, ProtocolError, RateLimitedError, Unau
 from dooers.models import Identity, Scope, Thread
 from dooers.protocol import ClientFrame, Dialect, parse, refusal, serialize
 from dooers.quota import WEIGHT, Quota
+from dooers.stats import Counts
 from dooers.stores import answered
 from dooers.turn import Clock
 
@@ -107,6 +108,7 @@ class Session:
         broadcast: Broadcast,
         clock: Clock,
         quota: Quota,
+        counts: Counts,
     ) -> None:
         self.socket = socket
         self.quota = quota
@@ -114,6 +116,7 @@ class Session:
         self._config = config
         self._broadcast = broadcast
         self._clock = clock
+        self._counts = counts
         self._outbox: deque[str] = deque()
         self._bytes = 0
         self._held: list[str] | None = None
@@ -122,6 +125,8 @@ class Session:
         self._close_code: int | None = None
         self._tasks: TaskGroup | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._heard_at = asyncio.get_running_loop().time()
         # Set by `connected`, and only by it.
         self._access: Access | None = None
         self.dialect: Dialect = "flat"
@@ -134,6 +139,7 @@ class Session:
         quota.connections.add(self)
         self._broadcast.join(self)
         self._watch_expiry()
+        self._watch_idle()
 
     @property
     def identity(self) -> Identity | None:
@@ -175,6 +181,16 @@ class Session:
         expires_at = None if self.identity is None else self.identity.expires_at
         return None if expires_at is None else (expires_at - self._clock.now()).total_seconds()
 
+    def _watch_idle(self) -> None:
+        """Close the session when nothing was heard of its client for `idle_timeout`. It may come back: a client that lives pings."""
+        if self._config.idle_timeout is None:
+            return
+        left = self._heard_at + self._config.idle_timeout - asyncio.get_running_loop().time()
+        if left <= 0:
+            self.close(TRY_AGAIN)
+        else:
+            self._idle = asyncio.get_running_loop().call_later(left, self._watch_idle)
+
     # ------------------------------------------------------------ out
 
     def put(self, text: str) -> None:
@@ -185,6 +201,11 @@ class Session:
             self._held.append(text)
             return
         self._enqueue(text)
+
+    @property
+    def outbox(self) -> tuple[int, int]:
+        """How many frames wait to be sent, and the size of them all."""
+        return len(self._outbox), self._bytes
 
     @property
     def grows(self) -> Growth:
@@ -202,7 +223,9 @@ class Session:
         behind = frames >= self._config.outbox_frames or (frames > 0 and size > self._config.outbox_bytes)
         if behind and event_id:
             self.go_without([event_id])
-        if not behind and event_id not in self._without:
+        if behind or event_id in self._without:
+            self._counts.deltas_dropped += 1
+        else:
             self.put(text)
 
     def go_without(self, event_ids: Iterable[str]) -> None:
@@ -237,7 +260,9 @@ class Session:
         full = len(self._outbox) >= self._config.outbox_frames or self._bytes + len(text) > self._config.outbox_bytes
         if self._outbox and full:
             log.warning("a session does not read: closed with %d frames unsent", len(self._outbox))
+            self._counts.readers_dropped += 1
             self._outbox.clear()
+            self._bytes = 0
             self.close(SLOW)
             return
         self._outbox.append(text)
@@ -266,8 +291,9 @@ class Session:
             if self._access is not None:
                 self._broadcast.leave(self)
             self.quota.connections.discard(self)
-            if self._expiry is not None:
-                self._expiry.cancel()
+            for timer in (self._expiry, self._idle):
+                if timer is not None:
+                    timer.cancel()
         if self._close_code is not None:
             await self._say_close(self._close_code)
 
@@ -293,7 +319,9 @@ class Session:
         Whoever sends too much is told so, and then not read from until there is room again: a flood fills its own buffers.
         """
         frame_id: str | None = None
-        wait = self.quota.take_frame(size or len(text or ""), asyncio.get_running_loop().time())
+        self._counts.frames_in += 1
+        self._heard_at = asyncio.get_running_loop().time()
+        wait = self.quota.take_frame(size or len(text or ""), self._heard_at)
         try:
             text = self._checked(text)
             if wait and len(text) > WEIGHT:  # not even read: that alone would cost what it may not have
@@ -347,6 +375,7 @@ class Session:
                     text = self._outbox.popleft()
                     self._bytes -= len(text)
                     await self.socket.send({"type": "websocket.send", "text": text})
+                    self._counts.frames_out += 1
                 if self._close_code is None:
                     self._wake.clear()
                     if not self._outbox:

@@ -124,11 +124,11 @@ class Stage:
 
     def _ends(self, opened: OpenTurn, outcome: Outcome, notice: str | None) -> list[Change]:
         """What is to be stored when a turn ends: more than one Change only where writes of it have failed."""
-        steps, begun = opened.steps, opened.status != "waiting"
+        steps = opened.steps
         runs = steps.left_open()
         last = runs.pop() if runs else None
         ends = [closing(evolve(steps.turn, run=run), outcome, self._clock) for run in runs]
-        ends.append(closing(evolve(steps.turn, run=last), outcome, self._clock, notice=notice, begun=begun))
+        ends.append(closing(evolve(steps.turn, run=last), outcome, self._clock, notice=notice, traced=steps.traced))
         return [change for change in ends if change is not None]
 
     async def _store_end(self, change: Change) -> None:
@@ -141,6 +141,11 @@ class Stage:
             if run is not None and run.status != "running":
                 await self._commit(evolve(change, during=None, runs=(run,), events=()))
             raise
+
+    @property
+    def ends_waiting(self) -> int:
+        """How many ends wait for `close_again`."""
+        return len(self._unclosed)
 
     def close_later(self, change: Change) -> None:
         """Keep an end for `close_again`."""
@@ -173,6 +178,8 @@ class Stage:
             identity=message.identity,
             thread_title=thread.title,
             thread_created_at=thread.created_at,
+            handler=message.handler.name,
+            waited=asyncio.get_running_loop().time() - opened.stored_at,
         )
         return {
             "incoming": WorkerIncoming(opened.event.content, context),

@@ -135,7 +135,8 @@ class Growing:
 
 @define(eq=False)
 class Steps:
-    """What a turn has taken so far: at most `depth` Changes on their way, in order. `sealed`: it takes no more."""
+    """What a turn has taken so far: at most `depth` Changes on their way, in order. `sealed`: it takes no more; `traced`: there is
+    something in the thread to see of it."""
 
     turn: Turn
     _submit: Callable[[Change], asyncio.Future[Change]]
@@ -148,6 +149,7 @@ class Steps:
     taken: int = 0
     growing: Growing | None = None
     sealed: bool = False
+    traced: bool = False
     _flight: deque[tuple[WorkerEvent, Change | None, asyncio.Future[Change] | None]] = field(
         init=False, default=Factory(deque)
     )
@@ -180,6 +182,8 @@ class Steps:
 
     def _launch(self, event: WorkerEvent, change: Change | None) -> None:
         self.taken += 1
+        if change is not None and (change.events or change.runs):
+            self.traced = True
         future = None if change is None else self._submit(change)
         self._flight.append((event, change, future))
         if future is None:

@@ -69,10 +69,14 @@ class Clock(Protocol):
 
 @frozen
 class Turn:
-    """One message and everything the handler answers to it. `seq` is that message's number in its thread; `run` the open run,
-    `ran` whether there was one."""
+    """One message and everything the handler answers to it. `event_id` is that message, `seq` its number in its thread; `run` the
+    open run, `ran` whether there was one.
+
+    The first run of a turn has the id of its message, so that everybody can tell whose run it is, and whether there is one.
+    """
 
     thread: Thread
+    event_id: str
     seq: int
     assistant_name: str
     run: Run | None = None
@@ -138,17 +142,17 @@ def step(turn: Turn, event: WorkerEvent, clock: Clock) -> tuple[Turn, Change | N
 
 
 def closing(
-    turn: Turn, outcome: Outcome, clock: Clock, *, notice: str | None = None, begun: bool = True
+    turn: Turn, outcome: Outcome, clock: Clock, *, notice: str | None = None, traced: bool = True
 ) -> Change | None:
     """What it takes to leave a clean thread: the open run ended, and with a `notice` the safe text of a failure.
 
-    A turn that fails, or had `begun` and is cancelled, before it has a run gets one that ended so: clients learn of it in one
-    way only.
+    A turn that fails or is cancelled before it has a run gets one that ended so: clients learn of it in one way only. So does one
+    that has not `traced` itself in any other way: a repeat of its message is to find that it was answered.
     """
     now = clock.now()
     run = turn.run
-    if run is None and (outcome == "failed" or (outcome == "canceled" and begun and not turn.ran)):
-        run = Run(id=clock.new_id(), thread_id=turn.thread.id, started_at=now)
+    if run is None and (outcome == "failed" or not (turn.ran or (outcome == "succeeded" and traced))):
+        run = _new_run(turn, clock, started_at=now)
     if run is None:
         return None
     run = evolve(run, status=outcome, ended_at=now, error=notice)
@@ -156,6 +160,10 @@ def closing(
         return Change(thread=turn.thread, during=run.id, runs=(run,))
     told = _notice(turn.thread, run, notice, turn.seq, clock)
     return Change(thread=turn.thread, during=run.id, runs=(run,), events=(told,))
+
+
+def _new_run(turn: Turn, clock: Clock, **fields: Any) -> Run:
+    return Run(id=clock.new_id() if turn.ran else turn.event_id, thread_id=turn.thread.id, **fields)
 
 
 def mourning(thread: Thread, run: Run, clock: Clock) -> Change:
@@ -308,7 +316,7 @@ def _update_thread(turn: Turn, data: Mapping[str, Any], clock: Clock) -> tuple[T
 
 def _run_start(turn: Turn, data: Mapping[str, Any], clock: Clock) -> tuple[Turn, Change]:
     now = clock.now()
-    begun = Run(id=clock.new_id(), thread_id=turn.thread.id, agent_id=data["agent_id"], started_at=now)
+    begun = _new_run(turn, clock, agent_id=data["agent_id"], started_at=now)
     ended = (evolve(turn.run, status="succeeded", ended_at=now),) if turn.run is not None else ()
     # Where one ends another, it is the end that may come too late; what follows needs the other to be there.
     during = turn.run_id or begun.id

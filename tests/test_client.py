@@ -65,6 +65,7 @@ def make_worker(**config: Any) -> WorkerServer:
     async def agent(incoming: Any, send: Any) -> AsyncIterator[Any]:
         word, _, rest = incoming.message.partition(" ")
         if word == "silent":
+            await asyncio.sleep(1)
             return
         if word == "plain":
             yield f"plain {rest}"

@@ -155,8 +155,13 @@ WRONG: list[tuple[str, Any, str]] = [
     ("settings_encryption_key", 5, "got a int that is not shown; make one: python -c"),
     ("expose_errors", 1, "bool, got 1"),
     ("analytics_enabled", None, "bool, got None"),
-    ("analytics_webhook_url", "ftp://x", "an http(s) URL, got 'ftp://x'"),
-    ("analytics_webhook_url", 5, "str or None, got 5"),
+    ("analytics_webhook_url", "ftp://x", "an http(s) URL, got a str that is not shown"),
+    ("analytics_webhook_url", 5, "str or None, got a int that is not shown"),
+    ("analytics_webhook_secret", "whsec_#", "a text, or base64 after whsec_, got a str that is not shown"),
+    ("analytics_webhook_secret", "whsec_", "a text, or base64 after whsec_, got a str that is not shown"),
+    ("analytics_webhook_secret", ("",), "a text, or base64 after whsec_, got a str that is not shown"),
+    ("analytics_webhook_secret", 5, "a text, or base64 after whsec_, got a int that is not shown"),
+    ("analytics_webhook_secret", b"bytes", "a text, or base64 after whsec_, got a int that is not shown"),
     ("analytics_batch_size", 0, "at least 1, got 0"),
     ("analytics_batch_size", 1.5, "int, got 1.5"),
     ("analytics_flush_interval", 0, "at least 0.01, got 0"),
@@ -192,6 +197,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("teardown_timeout", float("nan"), "at least 0.01, got nan"),
     ("shutdown_grace", -0.1, "at least 0, got -0.1"),
     ("broker_url", 5, "str or None, got 5"),
+    ("idle_timeout", 0, "at least 0.01, got 0"),
+    ("idle_timeout", "60", "int or float or None, got '60'"),
     ("run_heartbeat", 0, "at least 0.01, got 0"),
     ("run_timeout", "6", "int or float, got '6'"),
     ("run_timeout", 5.9, "at least three heartbeats (6), got 5.9"),
@@ -236,6 +243,18 @@ def test_encryption_keys_come_from_the_environment_newest_first_and_are_never_sh
     assert made.settings_encryption_key == (new, old)
     assert new not in repr(made)
     assert old not in repr(made)
+
+
+def test_the_secret_of_the_webhook_comes_from_the_environment_newest_first_and_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORKER_ANALYTICS_WEBHOOK_SECRET", "new-secret, whsec_b2xkLXNlY3JldA==")
+    made = config(analytics_webhook_url="https://example.org/never-token")
+    assert made.analytics_webhook_secret == ("new-secret", "whsec_b2xkLXNlY3JldA==")
+    assert config(analytics_webhook_secret="mine").analytics_webhook_secret == ("mine",)
+    assert config(analytics_webhook_secret=("with, comma",)).analytics_webhook_secret == ("with, comma",)
+    assert config(analytics_webhook_secret="").analytics_webhook_secret == ()
+    assert not any(secret in repr(made) for secret in ("new-secret", "b2xk", "never-token"))
 
 
 @pytest.mark.parametrize("mode", ["disable", "prefer", "require", "verify-ca", "verify-full"])

@@ -111,7 +111,7 @@ class House:
         async with asyncio.timeout(WITHIN):
             for worker in (self.worker, self.other):
                 parts = worker._parts
-                while parts.runner().running or parts.runner()._opening or parts.relay()._tasks:
+                while parts.runner().running or parts.runner()._opening or parts.relay()._catchup._tasks:
                     await asyncio.sleep(0.001)
         for _ in range(5):
             await asyncio.sleep(0)
@@ -256,8 +256,8 @@ async def nothing_is_left(house: House) -> None:
             "lanes": len(parts.lanes()),
             "subscriptions": len(broadcast._subscribed) + len(broadcast._threads) + len(broadcast._topics),
             "places": len(broadcast._places),
-            "readings": len(relay._catching),
-            "growing": len(relay._growing),
+            "readings": len(relay._catchup),
+            "growing": len(relay._elsewhere._growing),
             "sessions": len(worker._sessions),
             "turns of identities": sum(quota.turns for quota in parts.quotas()._known.values()),
         }

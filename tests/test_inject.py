@@ -503,3 +503,105 @@ def test_overriding_what_nobody_provides_is_refused_with_a_suggestion(worker: Wo
     with pytest.raises(SignatureError, match=r"nobody provides 'memroy' .did you mean 'memory'"):
         with worker.override(memroy=1):
             pytest.fail("the block must not be entered")
+
+
+# ---------------------------------------------------------------- around every turn
+
+
+async def test_what_is_around_every_turn_runs_before_its_dependencies_are_made_and_after_they_are_gone(
+    worker: WorkerServer,
+) -> None:
+    happened: list[str] = []
+
+    @worker.around
+    async def outer(incoming: Any) -> AsyncIterator[None]:
+        happened.append(f"outer begins {incoming.message}")
+        yield
+        happened.append("outer ends")
+
+    @worker.around
+    def inner() -> Iterator[None]:
+        happened.append("inner begins")
+        yield
+        happened.append("inner ends")
+
+    @worker.provide
+    async def model() -> AsyncIterator[str]:
+        happened.append("made")
+        yield "model"
+        happened.append("torn down")
+
+    async def handler(model: str) -> str:
+        happened.append("handler")
+        return model
+
+    assert await run(worker, handler) == ["model"]
+    assert happened == [
+        *("outer begins hi", "inner begins", "made", "handler", "torn down", "inner ends", "outer ends"),
+    ]
+
+
+async def test_a_context_variable_that_is_set_around_a_turn_is_seen_by_its_handler_and_by_no_other_turn(
+    worker: WorkerServer,
+) -> None:
+    current: ContextVar[str] = ContextVar("current", default="nobody's")
+
+    @worker.around
+    async def named(incoming: Any) -> AsyncIterator[None]:
+        token = current.set(f"{incoming.message}'s")
+        yield
+        current.reset(token)
+
+    async def handler() -> str:
+        await asyncio.sleep(0)
+        return current.get()
+
+    assert await run(worker, handler) == ["hi's"]
+    assert current.get() == "nobody's"
+
+
+async def test_the_handlers_error_is_raised_where_what_is_around_it_yields_and_stays_the_turns(
+    worker: WorkerServer,
+) -> None:
+    seen: list[BaseException] = []
+
+    @worker.around
+    async def watching() -> AsyncIterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            seen.append(error)
+
+    async def handler() -> str:
+        raise ValueError("no")
+
+    with pytest.raises(HandlerError):
+        await run(worker, handler)
+    assert [str(error) for error in seen] == ["no"]
+
+
+async def test_an_error_around_a_turn_is_the_turns(worker: WorkerServer) -> None:
+    @worker.around
+    async def broken(incoming: Any) -> AsyncIterator[None]:
+        if incoming.message:
+            raise ValueError("no")
+        yield
+
+    async def handler() -> str:
+        return "never"
+
+    with pytest.raises(HandlerError):
+        await run(worker, handler)
+
+
+def test_what_is_around_turns_is_a_generator_and_asks_for_what_there_is(worker: WorkerServer) -> None:
+    async def no_generator() -> None: ...
+
+    with pytest.raises(SignatureError, match="expected a generator that yields once"):
+        worker.around(no_generator)
+
+    async def strange(incomming: Any) -> AsyncIterator[None]:
+        yield
+
+    with pytest.raises(SignatureError, match="did you mean 'incoming'"):
+        worker.around(strange)

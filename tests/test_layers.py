@@ -14,11 +14,11 @@ ROOT = Path(__file__).parent.parent / "dooers"
 
 RINGS: list[set[str]] = [
     {"models", "exceptions", "schema", "config"},
-    {"access", "codec", "content", "dialects", "news", "protocol", "send", "settings", "turn", "history"},
-    {"brokers", "clock", "stores", "vault"},
-    {"lanes", "broadcast", "quota", "analytics", "context", "steps", "openturn", "relay"}
-    | {"stage", "runner", "pulse", "repository"},
-    {"inject", "container", "lifecycle", "session", "resume", "routes", "routing", "dispatch"},
+    {"access", "codec", "content", "dialects", "news", "protocol", "send", "settings", "stats", "turn"} | {"history"},
+    {"brokers", "clock", "courier", "stores", "vault", "webhook"},
+    {"lanes", "locks", "broadcast", "quota", "analytics", "context", "steps", "openturn", "elsewhere"}
+    | {"catchup", "relay", "stage", "trace", "runner", "pulse", "repository"},
+    {"inject", "container", "lifecycle", "session", "registration", "resume", "routes"} | {"routing", "dispatch"},
     {"asgi", "server", "client", "chat", "cli", "testing", "__init__", "__main__"},
 ]
 RING = {name: number for number, ring in enumerate(RINGS) for name in ring}
@@ -35,7 +35,7 @@ ONLY_IN = {
     "azure": {"stores"},
     "aiohttp": {"stores"},
     "sqlite3": {"stores"},
-    "httpx": {"analytics"},
+    "httpx": {"courier"},
     "websockets": {"client"},
     "uvicorn": {"cli"},
     "typer": {"cli", "chat"},

@@ -443,6 +443,19 @@ async def a_connect(path: Path) -> None:
         assert closed.value.code == 4408
 
 
+@hits("idle_timeout")
+async def a_silence(path: Path) -> None:
+    async with serving(idle_timeout=0.3) as (worker, _), WorkerClient(worker) as pings, WorkerClient(worker) as silent:
+        closing = asyncio.ensure_future(silent.receive())
+        while not closing.done():
+            await pings.ask("ping")
+            await asyncio.sleep(0.02)
+        with pytest.raises(Closed) as closed:
+            await closing
+        assert closed.value.code == 1013
+        await pings.ask("ping")
+
+
 @hits("outbox_frames", "outbox_bytes")
 async def an_outbox(path: Path) -> None:
     limits: list[tuple[dict[str, int], str]] = [({"outbox_frames": 16}, "x"), ({"outbox_bytes": 65536}, "x" * 5000)]

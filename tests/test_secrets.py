@@ -38,6 +38,7 @@ NEVER = {
     "database password": "never-database-password",
     "database key": "never-database-key",
     "encryption key": KEY,
+    "webhook secret": "never-webhook-secret",
     "password that was set": "never-password-set",
     "password by default": "never-password-default",
     "internal setting": "never-internal",
@@ -158,6 +159,7 @@ def a_worker(ears: Ears, folder: Path, **options: Any) -> WorkerServer:
             database_type="sqlite",
             database_name=str(folder / "worker.db"),
             database_password=NEVER["database password"],
+            analytics_webhook_secret=NEVER["webhook secret"],
             database_key=NEVER["database key"],
             shutdown_grace=0.05,
             **{"settings_encryption_key": KEY, **options},
@@ -366,7 +368,9 @@ def test_a_frame_that_was_read_shows_no_token_and_no_value() -> None:
         assert NEVER["auth token"] not in repr(frame), kind
 
 
-@pytest.mark.parametrize("name", ["database_password", "database_key", "settings_encryption_key"])
+@pytest.mark.parametrize(
+    "name", ["database_password", "database_key", "settings_encryption_key", "analytics_webhook_url"]
+)
 @pytest.mark.parametrize("wrong", [("never-a-tuple",), b"never-bytes", {"never": "never-mapping"}])
 def test_a_config_that_is_refused_does_not_show_the_secret_it_was_given(name: str, wrong: Any) -> None:
     with pytest.raises(ConfigError, match=name) as refused:

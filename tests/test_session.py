@@ -22,6 +22,7 @@ from dooers.clock import SystemClock
 from dooers.protocol import CLIENT
 from dooers.quota import Quotas
 from dooers.session import REASONS, WITHOUT, Session
+from dooers.stats import Counts
 from dooers.testing import Closed, WorkerClient
 
 KEYS = [
@@ -267,7 +268,9 @@ async def unheard(session: Session, frame: Any) -> None:
 
 def a_session(**limits: Any) -> Session:
     config = WorkerConfig(database_type="memory", **limits)
-    return Session(NoSocket(), unheard, config, Broadcast(SystemClock()), SystemClock(), Quotas(config).single())
+    return Session(
+        NoSocket(), unheard, config, Broadcast(SystemClock()), SystemClock(), Quotas(config).single(), Counts()
+    )
 
 
 async def test_a_reader_that_is_behind_gets_no_piece_of_a_message_after_one_it_missed() -> None:

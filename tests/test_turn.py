@@ -47,7 +47,7 @@ def thread() -> Thread:
 
 
 def turn(run: Run | None = None) -> Turn:
-    return Turn(thread=thread(), seq=7, assistant_name="Assistant", run=run)
+    return Turn(thread=thread(), event_id="m7", seq=7, assistant_name="Assistant", run=run)
 
 
 def play(events: Sequence[WorkerEvent], begun: Turn | None = None) -> tuple[Turn, list[Change | None]]:
@@ -317,8 +317,22 @@ def test_a_turn_cancelled_before_it_has_a_run_gets_one_that_is_canceled() -> Non
     assert change.events == ()
 
 
-def test_a_turn_cancelled_in_the_queue_or_after_its_run_alters_nothing() -> None:
-    assert closing(turn(), "canceled", FixedClock(), begun=False) is None
+def test_a_turn_that_left_no_other_trace_gets_a_run_so_that_a_repeat_of_its_message_finds_one() -> None:
+    change = closing(turn(), "succeeded", FixedClock(), traced=False)
+    assert change is not None
+    assert [(run.id, run.status) for run in change.runs] == [("m7", "succeeded")]
+    assert closing(evolve(turn(), ran=True), "succeeded", FixedClock(), traced=False) is None
+
+
+def test_the_first_run_of_a_turn_has_the_id_of_its_message_and_no_other_has() -> None:
+    after, (first, *_) = play([send.run_start(), send.run_end(), send.run_start()])
+    assert first is not None
+    assert first.runs[0].id == "m7"
+    assert after.run is not None
+    assert after.run.id != "m7"
+
+
+def test_a_turn_cancelled_after_its_run_alters_nothing() -> None:
     assert closing(evolve(turn(), ran=True), "canceled", FixedClock()) is None
 
 

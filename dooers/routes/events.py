@@ -59,12 +59,10 @@ async def event_create(desk: Desk, session: Session, frame: ClientFrame) -> None
         begin_without(desk, session, thread_id)
 
     def accept(opened: OpenTurn) -> None:
-        # A message that came before is in the thread that was made for it then, also where it has its turn only now.
-        elsewhere = thread_id != opened.thread.id
-        if fresh and elsewhere:
+        if (opened.repeated or opened.again) and fresh and thread_id != opened.thread.id:
             desk.broadcast.unsubscribe(session, thread_id)
         # Who has lost sight of a thread since, or shares an empty user id with somebody, learns that it is a repeat, and no more.
-        if (opened.repeated or elsewhere) and session.sees(opened.thread):
+        if (opened.repeated or opened.again) and session.sees(opened.thread):
             if desk.broadcast.is_here(session) and desk.broadcast.subscribe(session, opened.thread.id):
                 begin_without(desk, session, opened.thread.id)
             session.send("event.append", appended(opened.thread.id, [opened.event]))

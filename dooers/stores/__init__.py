@@ -14,6 +14,7 @@ from attrs import frozen
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError, DooersError, NotFoundError, StoreError
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
+from dooers.stats import Tally
 
 __all__ = [
     "COUNTED",
@@ -25,7 +26,9 @@ __all__ = [
     "Schema",
     "Store",
     "answered",
+    "applied",
     "at_once",
+    "landed",
     "nowhere",
     "open_store",
     "outcome_of",
@@ -66,6 +69,9 @@ class Store(Protocol):
     It raises CancelledError only where its caller was cancelled. The engine survives a store that does neither: what it hurts then is
     who waits for that call.
     """
+
+    # What it has written since it was made.
+    tally: Tally
 
     async def open(self) -> None:
         """Connect; with `database_auto_migrate`, bring the schema up to date. After a failure nothing is left open."""
@@ -237,6 +243,26 @@ def outcome_of(future: asyncio.Future[T]) -> T:
     if future.cancelled():
         raise StoreError("the call was cancelled on its way")
     return future.result()
+
+
+def applied(store: Store, change: Change) -> asyncio.Future[Change]:
+    """`store.apply`, which says in one way only what went wrong: by its future."""
+    try:
+        return store.apply(change)
+    except Exception as error:
+        failed: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
+        failed.set_exception(error)
+        return failed
+
+
+async def landed(future: asyncio.Future[T]) -> T:
+    """The result of a future, whoever waits for it: being cancelled here does not cancel it."""
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if future.cancelled():  # that one, and not who waits here
+            return outcome_of(future)
+        raise
 
 
 def nowhere(change: Change) -> NotFoundError:

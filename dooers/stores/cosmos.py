@@ -29,6 +29,7 @@ from dooers.codec import dumps, loads
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, StoreError
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
+from dooers.stats import Tally
 from dooers.stores import COUNTED, Schema, snapshot_of
 from dooers.stores.cosmos_beats import Beats
 from dooers.stores.cosmos_container import BATCH, READ_AGAIN, Conflict, Container, Operation, priced
@@ -70,7 +71,8 @@ class CosmosStore:
     def __init__(self, config: WorkerConfig) -> None:
         self._auto_migrate = config.database_auto_migrate
         self._container = Container(config)
-        self._writer = Writer(self._container, config.database_timeout)
+        self.tally = Tally()
+        self._writer = Writer(self._container, config.database_timeout, self.tally)
         self._beats = Beats(self._container, self._writer, config.run_timeout)
         self._slots = asyncio.Semaphore(WRITERS)
         self._queues: dict[str, _Waiting] = {}

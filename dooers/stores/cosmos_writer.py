@@ -29,6 +29,7 @@ from dooers.access import visible
 from dooers.codec import dumps
 from dooers.exceptions import DooersError, NotFoundError, StoreError
 from dooers.models import Change, Run, Thread
+from dooers.stats import Tally
 from dooers.stores import nowhere, store_error
 from dooers.stores.cosmos_container import BATCH, Conflict, Container, Operation, SpoiltError, Tries
 from dooers.stores.cosmos_documents import (
@@ -68,16 +69,19 @@ class _Known:
 class Writer:
     """Writes Changes, one at a time for each thread."""
 
-    def __init__(self, container: Container, timeout: float) -> None:
+    def __init__(self, container: Container, timeout: float, tally: Tally) -> None:
         self._container = container
         self._timeout = timeout
+        self._tally = tally
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._keys = RepeatKeys(container)
 
     async def write(self, changes: Sequence[Change]) -> list[Change | DooersError]:
         """Each Change as stored, or why nothing of it is seen. Several at once only if they are `together`: one transaction for all."""
         try:
-            return [*await self._write(changes, uuid4().hex[:20])]
+            stored = await self._write(changes, uuid4().hex[:20])
+            self._tally.count(len(changes))
+            return [*stored]
         except (NotFoundError, StoreError) as error:
             each = isinstance(error, SpoiltError) or (
                 isinstance(error, NotFoundError) and changes[0].during is not None

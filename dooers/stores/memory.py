@@ -24,6 +24,7 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
+from dooers.stats import Tally
 from dooers.stores import COUNTED, IN_MEMORY, Schema, nowhere, snapshot_of
 from dooers.stores.sql import check_filter
 from dooers.turn import at_work
@@ -48,6 +49,7 @@ class MemoryStore:
 
     def __init__(self, config: WorkerConfig | None = None) -> None:
         self._opened = False
+        self.tally = Tally()
         self._threads: dict[str, Thread] = {}
         self._events: dict[str, dict[str, ThreadEvent]] = {}
         self._thread_of_event: dict[str, str] = {}
@@ -80,6 +82,7 @@ class MemoryStore:
             if not self._opened:
                 raise StoreError("the memory store is closed")
             future.set_result(self._write(change))
+            self.tally.count(1)
         except Exception as error:
             future.set_exception(error)
         return future

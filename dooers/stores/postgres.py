@@ -29,6 +29,7 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
+from dooers.stats import Tally
 from dooers.stores import COUNTED, Schema, nowhere, snapshot_of, store_error
 from dooers.stores.postgres_connection import Line, Patience, Pool, interrupted, transient
 from dooers.stores.postgres_schema import look_into, prepare
@@ -49,6 +50,7 @@ class PostgresStore:
         self._auto_migrate = config.database_auto_migrate
         self._sql = PostgresStatements(self._prefix)
         self._beside: Beside = beside or (lambda changes: nullcontext())
+        self.tally = Tally()
         self._pool = Pool(config)
         # A quarter of the pool, one connection at least, is left to readers.
         most = config.database_pool_max - max(1, config.database_pool_max // 4)
@@ -134,7 +136,9 @@ class PostgresStore:
                 await patience.pause()
                 await line.refresh()
                 stored = await self._found(line, changes) if unsure else None
-                return list(stored or await self._write_all(line, changes, beside, unsure))
+                stored = stored or await self._write_all(line, changes, beside, unsure)
+                self.tally.count(len(changes))
+                return list(stored)
             except NotFoundError as error:
                 if len(changes) > 1 and changes[0].during is not None:
                     # One that begins or ends a run may be written where another of that run may not.

@@ -38,6 +38,7 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
+from dooers.stats import Tally
 from dooers.stores import COUNTED, IN_MEMORY, Schema, at_once, nowhere, snapshot_of, store_error
 from dooers.stores.rows import event_of, moment, run_of, thread_of
 from dooers.stores.sql import SqliteStatements, Statement
@@ -67,6 +68,7 @@ class SqliteStore:
         self._patience = config.database_timeout
         self._file: tuple[int, int] | None = None
         self._sql = SqliteStatements(self._prefix)
+        self.tally = Tally()
         self._stack = AsyncExitStack()
         self._writer: Connection | None = None
         self._reader: Connection | None = None
@@ -202,6 +204,7 @@ class SqliteStore:
         try:
             stored = [self._write_or_refuse(connection, change) for change in changes]
             connection.execute("COMMIT")
+            self.tally.count(len(changes))
             return stored
         except Exception as error:
             if connection.in_transaction:

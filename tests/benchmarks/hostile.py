@@ -202,6 +202,30 @@ async def reconnects(url: str) -> None:
     await asyncio.gather(*(one() for _ in range(8)))
 
 
+async def asleep(url: str, *, reads: bool) -> None:
+    """Twelve connections follow a thread in which 100 kB are said ten times a second, and read nothing of it; whoever is closed comes
+    again. With `reads` they do read: what is said and followed costs something by itself."""
+
+    async def one() -> None:
+        while True:
+            with suppress(ConnectionClosed, OSError):
+                mallory = await chat(url, "mallory", compression=None)
+                await mallory.post("thread.subscribe", {"thread_id": "m0"})
+                if not reads:
+                    mallory.socket.transport.pause_reading()
+                    await mallory.socket.wait_closed()
+                await mallory.hush()
+
+    async def talk() -> None:
+        talker = await chat(url, "mallory", compression=None)
+        reading = asyncio.ensure_future(talker.hush())
+        while not reading.done():
+            await talker.post("event.create", message("x" * 100_000, "m0"))
+            await asyncio.sleep(0.1)
+
+    await asyncio.gather(talk(), *(one() for _ in range(12)))
+
+
 async def elsewhere(url: str) -> None:
     """Burns as much of this machine as it gets, and is hostile to nobody: what the others cost beyond this is the server's."""
     mallory = await chat(url, "mallory")
@@ -217,6 +241,8 @@ KINDS: dict[str, Callable[[str], Awaitable[None]]] = {
     "messages": lambda url: flood(url, "event.create", lambda n: message("x" * 1000, f"m{n % THREADS}")),
     "subscriptions": lambda url: flood(url, "thread.subscribe", lambda n: {"thread_id": f"m{n % THREADS}"}),
     "deaf": lambda url: flood(url, "thread.list", lambda _: {"limit": 200}, reads=False),
+    "awake": lambda url: asleep(url, reads=True),
+    "asleep": lambda url: asleep(url, reads=False),
     "nonsense": lambda url: flood(url, "nonsense", lambda _: {}),
     "large": lambda url: large(url, f'"{"x" * 4_000_000}"'),
     "intricate": lambda url: large(url, f"[{'{},' * 1_390_000}0]"),

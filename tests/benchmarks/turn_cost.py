@@ -92,7 +92,7 @@ def changes_of_a_turn(worker: WorkerServer) -> list[Change]:
     identity = Identity(**WHO)
     scope = scope_of(identity, "worker", private=False)
     opened = opening(identity, scope, [TextPart("hello")], clock, thread_id=None, create=True)
-    turn, made = Turn(thread=opened.thread, seq=1, assistant_name="Assistant"), [opened]
+    turn, made = Turn(thread=opened.thread, event_id=opened.events[0].id, seq=1, assistant_name="Assistant"), [opened]
     send = WorkerSend()
     for event in (send.run_start(), send.text("hello"), send.update_thread(title="hello"), send.run_end()):
         turn, change = step(turn, event, clock)
