@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import timedelta
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 from dooers.brokers import Broker
 from dooers.codec import clean
@@ -27,6 +27,7 @@ from dooers.turn import Clock, mourning
 __all__ = ["Pulse"]
 
 log = logging.getLogger("dooers")
+T = TypeVar("T")
 
 # Of how many failed runs, the latest, those of a burial are looked for whose answer was lost.
 LOOKS = 1_000
@@ -97,24 +98,28 @@ class Pulse:
             await asyncio.sleep(self._config.run_heartbeat)
 
     async def _survived(self, work: Callable[[], Awaitable[None]], otherwise: str) -> bool:
-        """Do something; whether it was done, in time. A call that hangs is given up by the time that it is of no use any more."""
+        """Do something; whether it was done."""
         try:
-            async with asyncio.timeout(self._config.run_timeout):
-                with answered():
-                    await work()
+            await work()
         except Exception as error:
             self._seen = -inf
             log.warning("%s: %r", otherwise, error)
             return False
         return True
 
+    async def _in_time(self, call: Awaitable[T]) -> T:
+        """A call that hangs is given up by the time that it is of no use any more: each by itself, as there may be many to make."""
+        async with asyncio.timeout(self._config.run_timeout):
+            with answered():
+                return await call
+
     async def _beat(self) -> None:
         loop, every = asyncio.get_running_loop(), self._config.run_heartbeat
         began = loop.time()
         if self._runner.running:
-            await self._store.beat(self._process_id, self._clock.now())
+            await self._in_time(self._store.beat(self._process_id, self._clock.now()))
         elif began - self._seen > 2 * every:
-            await self._store.ping()
+            await self._in_time(self._store.ping())
         silent, self._seen = loop.time() - self._seen, loop.time()
         if silent > 2 * every:
             self._fair = self._seen + 2 * every
@@ -130,7 +135,7 @@ class Pulse:
     async def _find_buried(self) -> None:
         """This process was slow, or the database away, for so long that others may have closed runs of it, unheard."""
         for run_id in self._runner.runs:
-            run = await self._store.run(run_id)
+            run = await self._in_time(self._store.run(run_id))
             if run is not None and run.status != "running":
                 self._runner.buried(run_id)
 
@@ -141,16 +146,16 @@ class Pulse:
         if (
             self._unanswered
         ):  # a burial may have been done, though its answer was lost: its runs are known by their text
-            failed = await self._store.runs(RunQuery(equal={"status": "failed"}, limit=LOOKS))
+            failed = await self._in_time(self._store.runs(RunQuery(equal={"status": "failed"}, limit=LOOKS)))
             self._note(run for run in failed if run.error in self._unanswered)
             self._unanswered.clear()
         self._unanswered.add(text)
-        buried = await self._store.bury(now - timedelta(seconds=self._config.run_timeout), now, text)
+        buried = await self._in_time(self._store.bury(now - timedelta(seconds=self._config.run_timeout), now, text))
         self._unanswered.discard(text)
         self._note(buried)
         while self._untold:  # where the database goes away now, the next beat goes on with it
             run = self._untold[0]
-            thread = await self._store.thread(run.thread_id)
+            thread = await self._in_time(self._store.thread(run.thread_id))
             if thread is not None:
                 self._runner.close_later(mourning(thread, run, self._clock))
             self._untold.popleft()

@@ -154,19 +154,23 @@ class Stage:
     async def close_again(self) -> None:
         """Store the ends that could not be stored when they came: while this process lives, nobody else closes its runs."""
         while self._unclosed:
-            change = first = self._unclosed[0]
+            change = self._unclosed[0]
             try:
-                with suppress(NotFoundError):  # the thread was deleted meanwhile, or the run closed
-                    if change.events and await self._store.event(change.events[0].id) is not None:
-                        change = evolve(
-                            change, during=None, events=()
-                        )  # it was stored, and the answer lost: only to be told
-                    await self._store_end(change)
+                # Each in its time: one whose thread hangs does not keep the others back, nor does one that can never be stored.
+                async with asyncio.timeout(self._config.run_timeout):
+                    await self._store_again(change)
             except BaseException:
                 self._unclosed.rotate(-1)  # one that can never be stored does not keep the others back
                 raise
-            if self._unclosed and self._unclosed[0] is first:
+            if self._unclosed and self._unclosed[0] is change:
                 self._unclosed.popleft()
+
+    async def _store_again(self, change: Change) -> None:
+        with suppress(NotFoundError):  # the thread was deleted meanwhile, or the run closed
+            with answered():
+                known = bool(change.events) and await self._store.event(change.events[0].id) is not None
+            # It may have been stored, and the answer lost: then it is only to be told.
+            await self._store_end(evolve(change, during=None, events=()) if known else change)
 
     def _values(self, opened: OpenTurn, steps: Steps) -> dict[str, Any]:
         """What this turn gives to whoever asks for it by name."""
