@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime, timedelta
 from math import inf
 from typing import Any, TypeVar
+
+from attrs import evolve
 
 from dooers.brokers import Broker
 from dooers.codec import clean
 from dooers.config import WorkerConfig
-from dooers.exceptions import told
-from dooers.models import Run, RunQuery
+from dooers.exceptions import NotFoundError, told
+from dooers.models import Run
 from dooers.runner import Runner
 from dooers.stores import Store, answered
 from dooers.turn import Clock, mourning
@@ -28,9 +29,6 @@ __all__ = ["Pulse"]
 
 log = logging.getLogger("dooers")
 T = TypeVar("T")
-
-# Of how many failed runs, the latest, those of a burial are looked for whose answer was lost.
-LOOKS = 1_000
 
 
 class Pulse:
@@ -47,9 +45,6 @@ class Pulse:
         self._process_id = process_id
         self._tasks: set[asyncio.Task[None]] = set()
         self._burying: asyncio.Task[None] | None = None
-        # Dead runs that were closed, and of whose end nobody was told yet; the texts of burials whose answer did not come.
-        self._untold: deque[Run] = deque()
-        self._unanswered: set[str] = set()
         # When the database was last heard of, and from when on others have had the time to say that they live. One that was away was
         # away for everybody: whoever comes back first must not take the rest for dead.
         self._seen, self._fair = -inf, inf
@@ -140,28 +135,30 @@ class Pulse:
                 self._runner.buried(run_id)
 
     async def _bury(self) -> None:
-        now, error_id = self._clock.now(), self._clock.new_id()
+        """Close the runs of the dead. The end of each is stored together with the word of it: whoever dies over that leaves the run as it
+        was, to be found by the next look."""
+        now = self._clock.now()
+        before = now - timedelta(seconds=self._config.run_timeout)
+        dead = await self._in_time(self._store.silent(before, now))
+        # All at once: one thread that cannot be written is to keep nobody from the others.
+        failed = await asyncio.gather(*(self._mourn(run, now) for run in dead), return_exceptions=True)
+        for error in failed:
+            if error is not None:
+                raise error
+
+    async def _mourn(self, run: Run, now: datetime) -> None:
+        thread, error_id = await self._in_time(self._store.thread(run.thread_id)), self._clock.new_id()
+        if thread is None:
+            return
         dead = TimeoutError("its process gave no sign of life")
         text = clean(told("The answer broke off.", dead, error_id, expose=self._config.expose_errors))
-        if (
-            self._unanswered
-        ):  # a burial may have been done, though its answer was lost: its runs are known by their text
-            failed = await self._in_time(self._store.runs(RunQuery(equal={"status": "failed"}, limit=LOOKS)))
-            self._note(run for run in failed if run.error in self._unanswered)
-            self._unanswered.clear()
-        self._unanswered.add(text)
-        buried = await self._in_time(self._store.bury(now - timedelta(seconds=self._config.run_timeout), now, text))
-        self._unanswered.discard(text)
-        self._note(buried)
-        while self._untold:  # where the database goes away now, the next beat goes on with it
-            run = self._untold[0]
-            thread = await self._in_time(self._store.thread(run.thread_id))
-            if thread is not None:
-                self._runner.close_later(mourning(thread, run, self._clock))
-            self._untold.popleft()
-            await self._runner.close_again()
-
-    def _note(self, buried: Iterable[Run]) -> None:
-        for run in buried:
-            log.error("run %s in thread %s was left by a dead process: %s", run.id, run.thread_id, run.error)
-            self._untold.append(run)
+        over = evolve(run, status="failed", ended_at=now, error=text)
+        change = mourning(thread, over, self._clock)
+        try:
+            await self._in_time(self._runner.commit(change))
+        except NotFoundError:
+            return  # it has ended after all, another process was faster, or the thread is gone
+        except Exception:
+            self._runner.close_later(change)
+            raise
+        log.error("run %s in thread %s was left by a dead process (error %s)", run.id, run.thread_id, error_id)

@@ -180,7 +180,7 @@ class Runner:
             opened.steps.forget("its run was closed by another process")
 
     def close_later(self, change: Change) -> None:
-        """Store this end of a run with the next `close_again`, or with the one after it."""
+        """Store this end of a run with the next `close_again`; one that was stored, and only its answer lost, is told then."""
         self._stage.close_later(change)
 
     async def close_again(self) -> None:

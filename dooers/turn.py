@@ -167,8 +167,8 @@ def _new_run(turn: Turn, clock: Clock, **fields: Any) -> Run:
 
 
 def mourning(thread: Thread, run: Run, clock: Clock) -> Change:
-    """The Change that tells of a run whose process died: its end, and the safe text of it in the thread."""
-    return Change(thread=thread, runs=(run,), events=(_notice(thread, run, run.error or "", 0, clock),))
+    """The Change that closes a run whose process died, if it still runs, and tells of it: the safe text of it in the thread."""
+    return Change(thread=thread, during=run.id, runs=(run,), events=(_notice(thread, run, run.error or "", 0, clock),))
 
 
 def _notice(thread: Thread, run: Run, text: str, turn_seq: int, clock: Clock) -> ThreadEvent:

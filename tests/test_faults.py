@@ -632,9 +632,9 @@ def check_log(records: list[logging.LogRecord], *, failed: bool) -> None:
 PULSE: dict[str, str] = {
     "beat": "the heartbeat",
     "ping": "the question whether the database is there, where nothing runs",
-    "bury": "the end of dead runs",
+    "silent": "which runs are dead",
     "thread": "their threads",
-    "apply": "what is told of them there",
+    "apply": "their end, and the word of it",
 }
 
 
@@ -676,21 +676,6 @@ async def test_a_heartbeat_that_fails_stops_nobody_and_the_dead_are_buried(
         events, _ = await stored(here)
         assert [event.run_id for event in events if event.notice] == [dead.id]
         await check(here)
-
-
-async def test_a_burial_whose_answer_is_lost_is_told_all_the_same(tmp_path: Path, empty: Path) -> None:
-    """Nobody else would: to every other process these runs have ended, and were told of by whoever ended them."""
-    async with house(tmp_path / "home", empty, run_heartbeat=0.1, run_timeout=0.5) as here:
-        here.faults.begin(Call("bury", 1), "lost")
-        dead = await a_dead_run(here)
-        async with asyncio.timeout(WITHIN):
-            while (await here.store.run(dead.id)).status == "running":
-                await asyncio.sleep(0.01)
-            while statuses(here.watched).get(dead.id) != "failed":
-                here.watched.append(await here.watching.receive())
-        assert here.faults.struck.is_set()
-        here.faults.mend()
-        await here.quiet()
 
 
 # ---------------------------------------------------------------- over a real socket

@@ -146,11 +146,11 @@ class Store(Protocol):
         """Say of all running runs of a process that it lives."""
         ...
 
-    async def bury(self, before: datetime, at: datetime, error: str) -> list[Run]:
-        """Close as failed, with this text, all running runs that have given no sign of life since `before`; which they were.
+    async def silent(self, before: datetime, at: datetime) -> list[Run]:
+        """The running runs that, as it is `at` now, have given no sign of life since `before`. One that is just being written to may
+        be left for the next time.
 
-        Of several processes that ask at once, each run is given to one. After a StoreError it may have been done: whoever gave a
-        text of their own finds the runs by it.
+        Nothing is changed: they are closed by a Change `during` the run, which is written while it is running and not after.
         """
         ...
 

@@ -177,9 +177,9 @@ class CosmosStore:
         with priced("the heartbeat of process %s", process_id):
             await self._again(*self._beats.sign(process_id, at))
 
-    async def bury(self, before: datetime, at: datetime, error: str) -> list[Run]:
+    async def silent(self, before: datetime, at: datetime) -> list[Run]:
         with priced("looking for dead processes"):
-            return await self._beats.bury(before, at, error)
+            return await self._beats.silent(before, at)
 
     async def remove_event(self, event_id: str) -> None:
         document = await self._by_name(event_name(event_id))

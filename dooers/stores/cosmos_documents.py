@@ -243,7 +243,7 @@ def shown(document: dict[str, Any] | None) -> Thread | None:
 # ---------------------------------------------------------------- queries
 
 # Nothing else has such a property, so the index leads to the runs that run and to no other document, however many there are.
-OPEN_RUNS = "SELECT c.id, c.body.thread_id, c.body.process_id, c.body.started_at FROM c WHERE c.until = null"
+OPEN_RUNS = "SELECT c.body FROM c WHERE c.until = null"
 
 
 def _where(table: str, equal: Mapping[str, str]) -> tuple[list[str], dict[str, Any]]:

@@ -19,7 +19,6 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -226,31 +225,12 @@ class Writer:
             made[run.id] = run_document(begun, thread.worker_id, since, None if begun.status == "running" else version)
         return made
 
-    async def bury(self, thread_id: str, names: Sequence[str], mark: str, at: datetime, error: str) -> list[Run]:
-        """Close as failed those of a thread's runs that still run. Which they were: each is given to one mark."""
-        tries = Tries(self._timeout)
+    async def tidy(self, thread_id: str) -> bool:
+        """Clear away what a dead process has left half done in a thread; whether there is a thread then."""
+        tries, mark = Tries(self._timeout), uuid4().hex[:20]
         while True:
-            self._known.pop(thread_id, None)
             try:
-                document = (await self._cleared(thread_id, await self._look(thread_id), mark)).document
-                thread = shown(document)
-                if thread is None or document is None:
-                    return []
-                read = [self._container.read(name, document["pk"]) for name in names]
-                found = [run for run in await asyncio.gather(*read) if run is not None]
-                ours = [run_of(run["body"]) for run in found if run.get("mark") == mark]  # the answer was lost
-                if ours or all(run["until"] is not None for run in found):
-                    return ours
-                version = document["version"] + 1
-                ended = []
-                for run in found:
-                    if run["until"] is None:
-                        failed = evolve(run_of(run["body"]), status="failed", ended_at=at, error=error)
-                        made = run_document(failed, thread.worker_id, run["since"], version)
-                        ended.append({**made, "mark": mark})
-                head = thread_document(thread, version, mark, document["maker"])
-                await self._transact(head, document, [_put(run) for run in ended])
-                return [run_of(run["body"]) for run in ended]
+                return shown((await self._cleared(thread_id, await self._look(thread_id), mark)).document) is not None
             except Conflict as conflict:
                 await tries.again(conflict)
 

@@ -141,11 +141,8 @@ class MemoryStore:
             if run.status == "running" and run.process_id == process_id:
                 self._beats[run.id] = at
 
-    async def bury(self, before: datetime, at: datetime, error: str) -> list[Run]:
-        dead = [run for run in self._runs.values() if run.status == "running" and self._beats[run.id] < before]
-        buried = [evolve(run, status="failed", ended_at=at, error=error) for run in dead]
-        self._runs.update({run.id: run for run in buried})
-        return buried
+    async def silent(self, before: datetime, at: datetime) -> list[Run]:
+        return [run for run in self._runs.values() if run.status == "running" and self._beats[run.id] < before]
 
     async def remove_event(self, event_id: str) -> None:
         thread_id = self._thread_of_event.pop(event_id, None)

@@ -234,11 +234,6 @@ class PostgresStore:
     async def beat(self, process_id: str, at: datetime) -> None:
         await self._fetch(self._sql.beat(process_id, at))
 
-    async def bury(self, before: datetime, at: datetime, error: str) -> list[Run]:
-        # Not done again: the second try would find nobody, and whoever asked would never know whom the first has found.
-        statement = self._sql.bury(before, at, error)
-        return [run_of(row) for row in await self._pool.read(lambda line: line.fetch(statement), twice=False)]
-
     async def set_settings(self, worker_id: str, values: Mapping[str, Any], at: datetime) -> None:
         if values:
             await self._fetch(self._sql.put_settings(worker_id, values.items(), at))
@@ -285,6 +280,9 @@ class PostgresStore:
 
     async def runs(self, query: RunQuery) -> list[Run]:
         return await self._pool.read(lambda line: _Reader(line, self._sql).runs(query))
+
+    async def silent(self, before: datetime, at: datetime) -> list[Run]:
+        return [run_of(row) for row in await self._fetch(self._sql.silent(before))]
 
     async def settings(self, worker_id: str) -> StoredSettings:
         rows = await self._fetch(self._sql.list_settings(worker_id))

@@ -201,8 +201,8 @@ class Pool:
             await connection.__aenter__()
         return connection
 
-    async def read(self, work: Callable[[Line], Awaitable[T]], *, twice: bool = True) -> T:
-        """Do something, again where a connection is lost on the way, if it may be done `twice`."""
+    async def read(self, work: Callable[[Line], Awaitable[T]]) -> T:
+        """Do what may be done twice, again where a connection is lost on the way."""
         patience = Patience(asyncio.get_running_loop().time() + self.timeout)
         while True:
             await patience.pause()
@@ -210,7 +210,7 @@ class Pool:
                 async with self.line() as line:
                     return await work(line)
             except Exception as error:
-                if not transient(error) or patience.over or (interrupted(error) and not twice):
+                if not transient(error) or patience.over:
                     raise store_error(error) from error
 
 

@@ -118,6 +118,13 @@ class Statements:
             {**values, "limit": query.limit},
         )
 
+    def silent(self, before: datetime) -> Statement:
+        """The runs of dead processes."""
+        return (
+            f"SELECT {RUN_COLUMNS} FROM {self.runs} WHERE status = 'running' AND beat_at < :before",
+            {"before": self.at(before)},
+        )
+
     def list_settings(self, worker_id: str) -> Statement:
         return (
             f"SELECT field_id, value, updated_at FROM {self.settings} WHERE worker_id = :worker_id",
@@ -133,14 +140,6 @@ class Statements:
         return (
             f"UPDATE {self.runs} SET beat_at = :at WHERE status = 'running' AND process_id = :process_id",
             {"process_id": process_id, "at": self.at(at)},
-        )
-
-    def bury(self, before: datetime, at: datetime, error: str) -> Statement:
-        """Close the runs of dead processes. Returns them."""
-        return (
-            f"UPDATE {self.runs} SET status = 'failed', ended_at = :at, error = :error "
-            f"WHERE status = 'running' AND beat_at < :before RETURNING {RUN_COLUMNS}",
-            {"before": self.at(before), "at": self.at(at), "error": error},
         )
 
     def remove_event(self, event_id: str) -> Statement:

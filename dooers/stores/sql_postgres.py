@@ -96,14 +96,10 @@ class PostgresStatements(Statements):
             {"worker_id": worker_id, "fields": dumps(fields), "at": at},
         )
 
-    def bury(self, before: datetime, at: datetime, error: str) -> Statement:
-        """As elsewhere, but a row that somebody holds is left for the next time: whoever hangs with it keeps nobody from the others."""
-        return (
-            f"UPDATE {self.runs} SET status = 'failed', ended_at = :at, error = :error WHERE id = ANY(ARRAY"
-            f"(SELECT id FROM {self.runs} WHERE status = 'running' AND beat_at < :before FOR UPDATE SKIP LOCKED)) "
-            f"RETURNING {RUN_COLUMNS}",
-            {"before": before, "at": at, "error": error},
-        )
+    def silent(self, before: datetime) -> Statement:
+        """As elsewhere, but a row that somebody holds is left for the next time: whoever hangs with it would hold up who closes it."""
+        text, values = super().silent(before)
+        return f"{text} FOR UPDATE SKIP LOCKED", values
 
     def version_if_there(self) -> Statement:
         return f"SELECT version_num FROM {self.version}", {}

@@ -266,9 +266,6 @@ class SqliteStore:
     async def beat(self, process_id: str, at: datetime) -> None:
         await self._change_alone([self._sql.beat(process_id, at)])
 
-    async def bury(self, before: datetime, at: datetime, error: str) -> list[Run]:
-        return [run_of(row) for row in await self._change_alone([self._sql.bury(before, at, error)])]
-
     async def set_settings(self, worker_id: str, values: Mapping[str, Any], at: datetime) -> None:
         await self._change_alone([self._sql.put_setting(worker_id, name, value, at) for name, value in values.items()])
 
@@ -338,6 +335,9 @@ class SqliteStore:
 
     async def runs(self, query: RunQuery) -> list[Run]:
         return await self._read(lambda connection: at_once(_Reader(connection, self._sql).runs(query)))
+
+    async def silent(self, before: datetime, at: datetime) -> list[Run]:
+        return [run_of(row) for row in await self._read(lambda connection: _all(connection, self._sql.silent(before)))]
 
     async def settings(self, worker_id: str) -> StoredSettings:
         rows = await self._read(lambda connection: _all(connection, self._sql.list_settings(worker_id)))

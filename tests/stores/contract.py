@@ -107,6 +107,18 @@ async def opened(store: Store, *events: str, **more: Any) -> Thread:
     return (await store.apply(change)).thread
 
 
+async def bury(store: Store, before: datetime, at: datetime, error: str) -> list[Run]:
+    """Close the runs that have been silent since then; which they were."""
+    buried = []
+    for run in await store.silent(before, at):
+        thread, over = await store.thread(run.thread_id), evolve(run, status="failed", ended_at=at, error=error)
+        assert thread is not None
+        with suppress(NotFoundError):  # somebody else was faster
+            await store.apply(Change(thread=thread, during=run.id, runs=(over,)))
+            buried.append(over)
+    return buried
+
+
 async def filled(store: Store, count: int, **more: Any) -> tuple[Thread, list[ThreadEvent]]:
     """A thread with `count` messages, all of the same instant."""
     thread = a_thread(**more)
@@ -937,11 +949,11 @@ class StoreContract:
 
     async def test_a_run_that_was_silent_for_too_long_is_buried_once(self, store: Store) -> None:
         run = await self._running(store, "dead")
-        assert await store.bury(T0, later(60), "lost") == []  # it was heard of at that very instant
+        assert await bury(store, T0, later(60), "lost") == []  # it was heard of at that very instant
         buried = evolve(run, status="failed", ended_at=later(60), error="lost")
-        assert await store.bury(later(1), later(60), "lost") == [buried]
+        assert await bury(store, later(1), later(60), "lost") == [buried]
         assert await store.run(run.id) == buried
-        assert await store.bury(later(100), later(120), "again") == []
+        assert await bury(store, later(100), later(120), "again") == []
         assert await store.run(run.id) == buried
 
     async def test_a_heartbeat_keeps_all_runs_of_its_process_and_no_others(self, store: Store) -> None:
@@ -949,34 +961,34 @@ class StoreContract:
         dead = [await self._running(store, "dead") for _ in range(2)]
         await store.beat("alive", later(50))
         await store.beat("nobody", later(50))
-        buried = await store.bury(later(40), later(60), "lost")
+        buried = await bury(store, later(40), later(60), "lost")
         assert {run.id for run in buried} == {run.id for run in dead}
         kept = [await store.run(run.id) for run in alive]
         assert kept == alive
-        assert {run.id for run in await store.bury(later(51), later(60), "lost")} == {run.id for run in alive}
+        assert {run.id for run in await bury(store, later(51), later(60), "lost")} == {run.id for run in alive}
 
     async def test_a_run_that_has_begun_counts_as_heard_of_when_it_began(self, store: Store) -> None:
         run = await self._running(store, "p", at=later(30))
-        assert await store.bury(later(30), later(60), "lost") == []
-        assert [one.id for one in await store.bury(later(30.000001), later(60), "lost")] == [run.id]
+        assert await bury(store, later(30), later(60), "lost") == []
+        assert [one.id for one in await bury(store, later(30.000001), later(60), "lost")] == [run.id]
 
     async def test_a_run_of_nobody_is_buried_like_any(self, store: Store) -> None:
         run = await self._running(store, None)
         await store.beat("p", later(50))
-        assert [one.id for one in await store.bury(later(40), later(60), "lost")] == [run.id]
+        assert [one.id for one in await bury(store, later(40), later(60), "lost")] == [run.id]
 
     async def test_runs_that_have_ended_are_left_alone(self, store: Store) -> None:
         runs = [
             await self._running(store, "p", status=status, ended_at=later(1))
             for status in ("succeeded", "failed", "canceled")
         ]
-        assert await store.bury(later(100), later(100), "lost") == []
+        assert await bury(store, later(100), later(100), "lost") == []
         await store.beat("p", later(200))
         assert [await store.run(run.id) for run in runs] == runs
 
     async def test_what_its_process_says_of_a_buried_run_comes_too_late(self, store: Store) -> None:
         run = await self._running(store, "slow")
-        (buried,) = await store.bury(later(1), later(60), "lost")
+        (buried,) = await bury(store, later(1), later(60), "lost")
         thread = await store.thread(run.thread_id)
         assert thread is not None
         await store.beat("slow", later(61))
@@ -1005,7 +1017,7 @@ class StoreContract:
         run = await self._running(store, "slow")
         thread = await self._thread_of(store, run)
         if buried:
-            await store.bury(later(1), later(60), "lost")
+            await bury(store, later(1), later(60), "lost")
         else:
             await store.apply(Change(thread=thread, runs=(evolve(run, status="succeeded", ended_at=later(1)),)))
         over, next_run = await store.run(run.id), a_run(thread, at=later(2))
@@ -1077,7 +1089,7 @@ class StoreContract:
     async def test_a_change_of_a_run_that_is_over_spoils_nothing_that_is_given_with_it(self, store: Store) -> None:
         dead = await self._running(store, "dead")
         thread = await self._thread_of(store, dead)
-        await store.bury(later(1), later(60), "lost")
+        await bury(store, later(1), later(60), "lost")
         alive = a_run(thread, at=later(61))
         await store.apply(Change(thread=thread, runs=(alive,)))
         changes = [
@@ -1096,7 +1108,7 @@ class StoreContract:
         thread = await self._thread_of(store, run)
         change = Change(thread=thread, during=run.id, events=(an_event(thread, "once"),), repeat_key="k")
         first = await store.apply(change)
-        await store.bury(later(1), later(60), "lost")
+        await bury(store, later(1), later(60), "lost")
         again = await store.apply(evolve(change, events=(an_event(thread, "twice"),)))
         assert again.repeated
         assert again.events == first.events
@@ -1107,13 +1119,13 @@ class StoreContract:
             run = await self._running(store, "slow")
             thread = await self._thread_of(store, run)
 
-            async def bury(thread: Thread = thread) -> None:
-                while not (dead := await store.bury(later(1), later(60), "lost")):
+            async def tell(thread: Thread = thread) -> None:
+                while not (dead := await bury(store, later(1), later(60), "lost")):
                     await asyncio.sleep(0)  # one that is being written to may be left for the next time
                 for buried in dead:
                     await store.apply(Change(thread=thread, runs=(buried,), events=(an_event(thread, "notice"),)))
 
-            burying = asyncio.create_task(bury())
+            burying = asyncio.create_task(tell())
             while not burying.done():
                 with suppress(NotFoundError):
                     await store.apply(Change(thread=thread, during=run.id, events=(an_event(thread, "tick"),)))
@@ -1124,7 +1136,7 @@ class StoreContract:
 
     async def test_a_buried_run_is_no_active_one_of_a_snapshot(self, store: Store) -> None:
         run = await self._running(store, "dead")
-        await store.bury(later(1), later(60), "lost")
+        await bury(store, later(1), later(60), "lost")
         snapshot = await store.snapshot(run.thread_id)
         assert snapshot is not None
         assert snapshot.runs == []
@@ -1135,11 +1147,11 @@ class StoreContract:
         assert thread is not None
         await store.apply(Change(thread=thread, removes=True))
         await store.beat("dead", later(1))
-        assert await store.bury(later(100), later(100), "lost") == []
+        assert await bury(store, later(100), later(100), "lost") == []
 
     async def test_of_many_who_bury_at_once_each_dead_run_is_given_to_one(self, store: Store) -> None:
         dead = {(await self._running(store, f"dead-{number % 3}")).id for number in range(20)}
-        shares = await asyncio.gather(*(store.bury(later(1), later(60), f"by {n}") for n in range(10)))
+        shares = await asyncio.gather(*(bury(store, later(1), later(60), f"by {n}") for n in range(10)))
         assert sorted(run.id for share in shares for run in share) == sorted(dead)
         for number, share in enumerate(shares):
             assert {run.error for run in share} <= {f"by {number}"}

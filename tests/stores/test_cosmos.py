@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from attrs import evolve
-from contract import SCOPE, StoreContract, a_run, a_thread, an_event, later, opened, opening, seqs, texts
+from contract import SCOPE, StoreContract, a_run, a_thread, an_event, bury, later, opened, opening, seqs, texts
 from services.between import Asked, Between, between, lose, throttle, unplug
 from services.cosmos import Service, database, running, service
 
@@ -551,7 +551,7 @@ async def test_a_writer_that_remembers_a_run_as_open_finds_out_that_another_clos
     await far.apply(change)
     await store.apply(Change(thread=thread, events=(an_event(thread, "two"),)))
     if meanwhile == "buried":
-        await store.bury(later(1), later(60), "lost")
+        await bury(store, later(1), later(60), "lost")
     late = [far.apply(Change(thread=thread, during=run.id, events=(an_event(thread, text),))) for text in ("a", "b")]
     results = await asyncio.gather(*late, return_exceptions=True)
     assert [isinstance(result, NotFoundError) for result in results] == [meanwhile == "buried"] * 2
@@ -604,13 +604,13 @@ async def test_a_heartbeat_is_one_request_however_many_runs_there_are(
     assert [one.getMessage() for one in caplog.records if one.name == "dooers"] == [
         "the heartbeat of process p cost 1.00 request units in 1 requests"
     ]
-    assert await far.bury(later(50), later(60), "lost") == []
+    assert await bury(far, later(50), later(60), "lost") == []
 
 
 async def test_looking_for_the_dead_asks_nothing_before_anybody_can_be_dead(far: CosmosStore, line: Between) -> None:
     async def asks(before: float, at: float) -> int:
         line.asked.clear()
-        assert await far.bury(later(before), later(at), "lost") == []
+        assert await bury(far, later(before), later(at), "lost") == []
         return len(line.asked)
 
     idle = await asks(0, 6)
@@ -625,9 +625,9 @@ async def test_looking_for_the_dead_asks_nothing_before_anybody_can_be_dead(far:
 
 
 async def test_a_run_of_long_ago_that_is_written_after_a_look_is_found_all_the_same(store: CosmosStore) -> None:
-    assert await store.bury(later(50), later(60), "lost") == []
+    assert await bury(store, later(50), later(60), "lost") == []
     (run,) = await running_in(store, at=1)
-    assert [one.id for one in await store.bury(later(2), later(61), "lost")] == [run.id]
+    assert [one.id for one in await bury(store, later(2), later(61), "lost")] == [run.id]
 
 
 async def test_a_run_of_an_older_version_counts_from_its_beginning(store: CosmosStore) -> None:
@@ -637,8 +637,8 @@ async def test_a_run_of_an_older_version_counts_from_its_beginning(store: Cosmos
     await store._container.commit(document["pk"], [("replace", (document["id"], document), {})])
     assert await store.run(run.id) == evolve(run, process_id=None)
     await store.beat("p", later(40))
-    assert await store.bury(later(30), later(60), "lost") == []
-    assert [one.process_id for one in await store.bury(later(31), later(60), "lost")] == [None]
+    assert await bury(store, later(30), later(60), "lost") == []
+    assert [one.process_id for one in await bury(store, later(31), later(60), "lost")] == [None]
 
 
 @pytest.mark.parametrize("way", [lose, unplug])
@@ -649,9 +649,9 @@ async def test_a_lost_answer_to_a_sign_of_life_or_a_burial_changes_nothing(
     line.rule = once(way, lambda asked: asked.writes("process"))
     await far.beat("alive", later(50))
     line.rule = once(way, lambda asked: asked.writes("run"))
-    buried = await far.bury(later(40), later(60), "lost")
+    buried = await bury(far, later(40), later(60), "lost")
     assert sorted(run.id for run in buried) == sorted(run.id for run in dead)
-    assert await far.bury(later(49), later(61), "again") == []
+    assert await bury(far, later(49), later(61), "again") == []
     assert {run.error for run in await far.runs(RunQuery(equal={"status": "failed"}))} == {"lost"}
     assert await far.runs(RunQuery(equal={"status": "running"})) == alive
 
@@ -659,7 +659,7 @@ async def test_a_lost_answer_to_a_sign_of_life_or_a_burial_changes_nothing(
 async def test_of_two_processes_that_bury_at_once_each_run_is_given_to_one(config: WorkerConfig) -> None:
     async with running(config) as one, running(config) as two:
         dead = [run.id for _ in range(10) for run in await running_in(one, count=2)]
-        shares = await asyncio.gather(*(store.bury(later(1), later(60), "lost") for store in (one, two)))
+        shares = await asyncio.gather(*(bury(store, later(1), later(60), "lost") for store in (one, two)))
         assert sorted(run.id for share in shares for run in share) == sorted(dead)
 
 
@@ -676,7 +676,7 @@ async def test_a_run_that_ends_while_it_is_buried_stays_as_it_ended(
             return await asked.go_on()
 
         line.rule = once(hold, lambda asked: asked.writes("run"))
-        burying = asyncio.create_task(far.bury(later(1), later(60), "lost"))
+        burying = asyncio.create_task(bury(far, later(1), later(60), "lost"))
         await held.wait()
         thread = await near.thread(run.thread_id)
         assert thread is not None
@@ -693,12 +693,12 @@ async def test_more_dead_runs_of_one_thread_than_a_transaction_holds_are_buried(
     assert thread is not None
     more = tuple(a_run(thread, process_id="p") for _ in range(30))
     await store.apply(Change(thread=thread, runs=more))
-    buried = await store.bury(later(1), later(60), "lost")
+    buried = await bury(store, later(1), later(60), "lost")
     assert {run.id for run in buried} == {run.id for run in (*first, *more)}
     await store.apply(Change(thread=thread, events=(an_event(thread, "the thread goes on"),)))
 
 
-async def test_a_thread_that_cannot_be_written_keeps_none_of_the_other_dead_and_is_tried_again(
+async def test_a_dead_run_is_found_until_it_is_closed_and_one_that_cannot_be_keeps_none_of_the_others(
     config: WorkerConfig, line: Between
 ) -> None:
     async with running(config, database_host=line.url, database_timeout=2.0) as far:
@@ -710,9 +710,17 @@ async def test_a_thread_that_cannot_be_written_keeps_none_of_the_other_dead_and_
             return await (throttle(asked) if stuck else asked.go_on())
 
         line.rule = refuse
-        assert [run.id for run in await far.bury(later(1), later(60), "lost")] == [good.id]
+        for at in (60, 61):
+            dead = {run.id: run for run in await far.silent(later(1), later(at))}
+            assert dead.keys() == {good.id, bad.id}
+        thread = await far.thread(good.thread_id)
+        assert thread is not None
+        over = evolve(good, status="failed", ended_at=later(61), error="lost")
+        await far.apply(Change(thread=thread, during=good.id, runs=(over,)))
+        with pytest.raises(StoreError):
+            await bury(far, later(1), later(61), "lost")
         line.rule = once(unplug, lambda asked: False)
-        assert [run.id for run in await far.bury(later(1), later(62), "lost")] == [bad.id]
+        assert [run.id for run in await bury(far, later(1), later(62), "lost")] == [bad.id]
 
 
 async def test_a_service_that_does_not_answer_is_a_store_error_and_looking_goes_on(
@@ -724,12 +732,12 @@ async def test_a_service_that_does_not_answer_is_a_store_error_and_looking_goes_
         with pytest.raises(StoreError):
             await far.beat("p", later(1))
         with pytest.raises(StoreError):
-            await far.bury(later(1), later(60), "lost")
+            await bury(far, later(1), later(60), "lost")
         line.rule = once(unplug, lambda asked: False)
-        assert [one.id for one in await far.bury(later(1), later(60), "lost")] == [run.id]
+        assert [one.id for one in await bury(far, later(1), later(60), "lost")] == [run.id]
 
 
-async def test_a_burial_that_nobody_heard_of_is_told_by_the_next_look(config: WorkerConfig, line: Between) -> None:
+async def test_a_burial_that_nobody_heard_of_is_done_all_the_same(config: WorkerConfig, line: Between) -> None:
     async with running(config, database_host=line.url) as far:
         (run,) = await running_in(far)
         gone = False
@@ -742,11 +750,12 @@ async def test_a_burial_that_nobody_heard_of_is_told_by_the_next_look(config: Wo
             return await (lose(asked) if gone else asked.go_on())
 
         line.rule = then_nothing
-        assert await far.bury(later(1), later(60), "lost") == []
+        with pytest.raises(StoreError):
+            await bury(far, later(1), later(60), "lost")
         line.rule = once(unplug, lambda asked: False)
-        (buried,) = await far.bury(later(1), later(62), "again")
-        assert buried == evolve(run, status="failed", ended_at=later(60), error="lost")
-        assert await far.bury(later(100), later(100), "again") == []
+        assert await bury(far, later(1), later(62), "again") == []
+        assert await far.run(run.id) == evolve(run, status="failed", ended_at=later(60), error="lost")
+        assert await bury(far, later(100), later(100), "again") == []
 
 
 @pytest.mark.usefixtures("impatient")
@@ -758,7 +767,7 @@ async def test_a_run_in_a_thread_that_a_crash_left_half_written_is_buried(config
         many = Change(thread=thread, events=tuple(an_event(thread) for _ in range(MANY)))
         async with running(config, database_host=line.url, **QUICK) as crashing:
             await crash_after(line, crashing, many, 1)
-        assert [one.id for one in await store.bury(later(1), later(60), "lost")] == [run.id]
+        assert [one.id for one in await bury(store, later(1), later(60), "lost")] == [run.id]
         assert await store.events(EventQuery(thread_id=thread.id)) == []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from attrs import evolve
-from contract import OTHERS, SCOPE, a_run, a_thread, an_event, later
+from contract import OTHERS, SCOPE, a_run, a_thread, an_event, bury, later
 from services.between import Asked, Rule, between, lose, throttle, unplug
 from services.cosmos import database, running, service
 
@@ -132,6 +132,6 @@ async def test_over_a_bad_line_it_ends_up_as_the_store_in_memory(seed: int, monk
                     await store.beat(process_id, at)
                 if chance.random() < 0.3:
                     when = later(author.now - 4), later(author.now), f"lost at {author.now}"
-                    dead, buried = await memory.bury(*when), await store.bury(*when)
+                    dead, buried = await bury(memory, *when), await bury(store, *when)
                     assert {run.id for run in buried} == {run.id for run in dead}, step
                 assert await contents(near) == await contents(memory), step

@@ -15,7 +15,7 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from attrs import evolve
-from contract import OWNER, T0, a_thread, later, opening, texts
+from contract import OWNER, T0, a_thread, bury, later, opening, texts
 from former import COLUMNS, Database, PostgresDatabase, Rows, SqliteDatabase, empty, opened, predecessor
 
 from dooers import WorkerConfig
@@ -113,8 +113,8 @@ async def test_what_a_version_stored_is_there_in_the_newest(database: Database, 
         assert (message.user, message.text, message.seq, call.data, call.turn_seq) == (OWNER, "hi", 1, CALL, 1)
         left, done = await store.runs(RunQuery())
         assert (left.status, done.agent_id, done.error, done.ended_at) == ("running", "a", "why", later(1))
-        assert await store.bury(later(2), later(60), "lost") == []
-        assert [run.id for run in await store.bury(later(3), later(60), "lost")] == ["left"]
+        assert await bury(store, later(2), later(60), "lost") == []
+        assert [run.id for run in await bury(store, later(3), later(60), "lost")] == ["left"]
         assert (await store.settings("w")).values == {"f": {"a": 1}}
         stored = await store.apply(opening(thread, evolve(message, id="next", seq=0, turn_seq=0)))
         assert (stored.created, stored.events[0].seq) == (False, 3)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from contract import later, texts
+from contract import bury, later, texts
 from former import COLUMNS, Database, PostgresDatabase, Rows, SqliteDatabase, empty, opened, predecessor
 from services.postgres import Address
 
@@ -435,7 +435,7 @@ async def test_odd_rows_are_kept_too(database: Database) -> None:
             "r1": "canceled", "r2": "pending", "r3": "failed", "r4": "failed", "r5": "succeeded", "r6": "succeeded",
         }  # fmt: skip
         assert (runs["r3"].started_at, runs["r5"].started_at, runs["r2"].ended_at) == (at(2), EPOCH, None)
-        assert await store.bury(later(60), later(60), "lost") == []
+        assert await bury(store, later(60), later(60), "lost") == []
 
         assert await store.configured() == ["c", "d"]
         assert ((await store.settings("c")).values, (await store.settings("c")).updated_at) == (VALUES, at(2))

@@ -24,6 +24,7 @@ from contract import (
     a_run,
     a_thread,
     an_event,
+    bury,
     later,
     opened,
     opening,
@@ -171,7 +172,6 @@ async def test_a_run_that_is_closed_while_a_change_of_it_waits_for_the_thread_is
     name = postgres_config.database_name
     async with (
         opened_store(postgres_config) as store,
-        opened_store(postgres_config) as others,
         postgres.session() as admin,
     ):
         thread = await opened(store, "one")
@@ -186,11 +186,12 @@ async def test_a_run_that_is_closed_while_a_change_of_it_waits_for_the_thread_is
                     store.apply(Change(thread=thread, during=run.id, runs=(end,), events=(an_event(thread, "later"),))),
                 ]
                 await waiting_for_a_lock(admin, name, 1)  # its statement has begun: it sees the run as it is now
-                (buried,) = await others.bury(later(1), later(60), "lost")
+                over = "UPDATE worker_runs SET status = 'failed', error = 'lost' WHERE id = $1"
+                await other.execute(over, run.id)
         for future in late:
             with pytest.raises(NotFoundError):
                 await future
-        assert await store.run(run.id) == buried
+        assert await store.run(run.id) == evolve(run, status="failed", error="lost")
         assert texts(await store.events(EventQuery(thread_id=thread.id))) == ["one"]
 
 
@@ -243,8 +244,8 @@ async def test_a_dead_run_that_somebody_holds_does_not_keep_others_from_being_bu
     async with postgres.session(postgres_config.database_name) as other, other.transaction():
         await other.execute("SELECT 1 FROM worker_runs WHERE id = 'run-1' FOR UPDATE")
         async with asyncio.timeout(5):
-            assert sorted(run.id for run in await store.bury(late, late, "lost")) == ["run-0", "run-2"]
-    assert [run.id for run in await store.bury(late, late, "lost")] == ["run-1"]
+            assert sorted(run.id for run in await bury(store, late, late, "lost")) == ["run-0", "run-2"]
+    assert [run.id for run in await bury(store, late, late, "lost")] == ["run-1"]
 
 
 async def test_readers_get_a_connection_while_every_writer_waits(

@@ -10,20 +10,14 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 import pytest
-from attrs import evolve
-from contract import a_run, a_thread
 from failing import WITHIN, survives
-from services.postgres import Address, OwnPostgres, Proxy
+from services.postgres import OwnPostgres
 
-from dooers import WorkerConfig, WorkerServer
-from dooers.exceptions import StoreError
-from dooers.models import Change, RunQuery
-from dooers.stores.postgres import PostgresStore
+from dooers import WorkerServer
 
 # As few as a worker needs with its broker, so that they are quickly taken.
 CONNECTIONS = 20
@@ -147,27 +141,3 @@ async def test_the_turn_ends_the_socket_stays_and_the_next_turn_works(
         readable = failure in ("read-only", "out of disk")
         await survives(config, lambda worker: FAILURES[failure](server, worker), readable=readable)
     assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
-
-
-async def test_a_burial_whose_answer_is_lost_is_an_error_and_its_runs_are_known_by_their_text(
-    postgres: Address, postgres_config: WorkerConfig
-) -> None:
-    """Tried again by itself it would find nobody, and whoever asked would tell nobody of these runs."""
-    proxy = Proxy(postgres)
-    async with proxy.open() as address:
-        store = PostgresStore(address.config(postgres_config.database_name))
-        await store.open()
-        thread, begun = a_thread(), datetime.now(UTC) - timedelta(hours=1)
-        await store.apply(Change(thread=thread, opens=True))
-        run = evolve(a_run(thread), started_at=begun, process_id="dead")
-        await store.apply(Change(thread=thread, runs=(run,)))
-        now = datetime.now(UTC)
-        assert await store.run(run.id) == run  # so that there is a connection for readers
-        proxy.after = 1  # what is asked for a first time is prepared first
-        with pytest.raises(StoreError):
-            await store.bury(now - timedelta(minutes=1), now, "broke off (1)")
-        assert not proxy.armed
-        (failed,) = await store.runs(RunQuery(equal={"status": "failed"}, limit=10))
-        assert (failed.id, failed.error) == (run.id, "broke off (1)")
-        assert await store.bury(now - timedelta(minutes=1), now, "broke off (2)") == []
-        await store.close()

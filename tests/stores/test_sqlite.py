@@ -18,7 +18,7 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from attrs import evolve
-from contract import T0, StoreContract, a_run, a_thread, an_event, later, opened, opening, seqs, texts
+from contract import T0, StoreContract, a_run, a_thread, an_event, bury, later, opened, opening, seqs, texts
 
 from dooers import WorkerConfig
 from dooers.exceptions import DooersError, StoreError
@@ -446,8 +446,8 @@ async def test_runs_of_the_first_schema_are_kept_and_those_left_running_can_be_b
     done = Run(id="done", thread_id="t", agent_id="a", status="failed", started_at=T0, ended_at=T0, error="why")
     left = Run(id="left", thread_id="t", started_at=T0)
     assert [await store.run("done"), await store.run("left")] == [done, left]
-    assert await store.bury(T0, later(60), "lost") == []
-    assert await store.bury(later(1), later(60), "lost") == [
+    assert await bury(store, T0, later(60), "lost") == []
+    assert await bury(store, later(1), later(60), "lost") == [
         evolve(left, status="failed", ended_at=later(60), error="lost")
     ]
     assert await store.run("done") == done
@@ -461,14 +461,14 @@ async def test_of_many_files_open_at_once_each_dead_run_is_given_to_one(worker_c
     thread = await opened(stores[0])
     runs = [a_run(thread, process_id=f"dead-{n % 3}") for n in range(30)]
     await stores[0].apply(Change(thread=thread, runs=tuple(runs)))
-    shares = await asyncio.gather(*(store.bury(later(1), later(60), "lost") for store in stores * 3))
+    shares = await asyncio.gather(*(bury(store, later(1), later(60), "lost") for store in stores * 3))
     assert sorted(run.id for share in shares for run in share) == sorted(run.id for run in runs)
     for store in stores:
         await store.close()
 
 
 async def test_looking_for_dead_runs_reads_an_index_and_not_the_table(store: SqliteStore) -> None:
-    for statement, values in (store._sql.bury(T0, T0, "x"), store._sql.beat("p", T0)):
+    for statement, values in (store._sql.silent(T0), store._sql.beat("p", T0)):
         plan = await on_writer(
             store,
             lambda raw, s=statement, v=values: raw.execute(f"EXPLAIN QUERY PLAN {s}", v).fetchall(),
