@@ -16,10 +16,9 @@ from attrs import Factory, define, evolve
 
 from dooers.broadcast import Broadcast, Member
 from dooers.elsewhere import Elsewhere
-from dooers.exceptions import StoreError
 from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadQuery
 from dooers.news import News
-from dooers.stores import GAP, Store
+from dooers.stores import GAP, Store, answered
 
 __all__ = ["CatchUp", "Form", "Reading"]
 
@@ -141,7 +140,7 @@ class CatchUp:
             try:
                 async with self._room:
                     threads = await self._store.threads(ThreadQuery(equal=place, limit=NEWEST))
-            except StoreError as error:
+            except Exception as error:
                 log.warning("what is new in the lists could not be read (%r)", error)
                 return
             for thread in reversed(threads):
@@ -189,7 +188,8 @@ class CatchUp:
             if attempt:
                 await asyncio.sleep(0.05 * 2**attempt)
             try:
-                await self._show_missed(thread_id, reading)
+                with answered():
+                    await self._show_missed(thread_id, reading)
                 return True
             except Exception as error:
                 log.warning("catching up with thread %s failed (%r)", thread_id, error)
@@ -215,11 +215,12 @@ class CatchUp:
             self._broadcast.fill(change, after, upto)
             after = upto
         runs = await self._store.runs(RunQuery(equal={"thread_id": thread_id}, limit=RUNS))
-        read = {run.id for run in runs}
-        for run_id in self._elsewhere.begun_in(thread_id):
-            run = None if run_id in read else await self._store.run(run_id)
+        # Older ones, of which people here know the beginning, or hear of it late: their end may be what was missed.
+        late = {run.id for change in reading.waiting for run in change.runs if run.status == "running"}
+        for run_id in late.union(self._elsewhere.begun_in(thread_id)) - {run.id for run in runs}:
+            run = await self._store.run(run_id)
             if run is not None:
-                runs.append(run)  # an older one
+                runs.append(run)
         renamed = last is None or (last.title, last.metadata) != (thread.title, thread.metadata)
         patch = {"told": True} if reading.whole or renamed else {}
         self._show_read(Change(thread=thread, patch=patch, runs=tuple(reversed(runs))))

@@ -239,6 +239,7 @@ class WorkerConfig:
     database_pool_min: int = field(default=1, validator=_at_least(0))
     database_pool_max: int = field(default=10, validator=_at_least(2))
     database_statement_cache: int = field(default=100, validator=_at_least(0))
+    # Seconds that one call may take: a statement, a connection, and with SQLite as long as another process may hold the file.
     database_timeout: float = field(default=10.0, validator=_at_least(0.01, int, float))
     database_table_prefix: str = field(default="worker_", validator=_prefix)
     database_auto_migrate: bool = field(default=True, validator=_of(bool))

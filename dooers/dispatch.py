@@ -17,7 +17,7 @@ from dooers.models import ContentPart, EventQuery, Identity, TextPart, ThreadEve
 from dooers.openturn import Handler, Message, OpenTurn, TurnStatus
 from dooers.runner import Runner, waited_threads
 from dooers.send import WorkerEvent
-from dooers.stores import Store
+from dooers.stores import Store, answered
 from dooers.turn import repeat_key
 
 __all__ = ["DispatchStream", "identity_of", "message_of"]
@@ -98,13 +98,18 @@ class _Follower:
         self.error: HandlerError | None = None
         self.wants = 0
         self.deltas = False
+        self._hurried = False
         self._asked = asyncio.Event()
         self._moved = asyncio.Event()
 
     async def wanted(self, count: int) -> None:
-        while self.wants <= count:
+        while self.wants <= count and not self._hurried:
             self._asked.clear()
             await self._asked.wait()
+
+    def hurry(self) -> None:
+        self._hurried = True
+        self._asked.set()
 
     def put(self, event: WorkerEvent) -> None:
         self.events.append(event)
@@ -267,7 +272,13 @@ class DispatchStream:
         """Give what the first delivery stored."""
         if self._follower.ended:
             return
-        stored = await self._store.events(EventQuery(thread_id=self.thread_id, turn=self._opened.event.turn_seq))
+        try:
+            with answered():
+                stored = await self._store.events(
+                    EventQuery(thread_id=self.thread_id, turn=self._opened.event.turn_seq)
+                )
+        except Exception as error:
+            raise DispatchError(f"what the first delivery stored could not be read: {error!r}") from error
         if not self._follower.ended:
             answers = [event for event in stored if event.id != self.event_id and not event.notice]
             self._follower.events = [_replayed(event) for event in answers]

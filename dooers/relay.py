@@ -80,12 +80,12 @@ class Relay:
 
     def publish(self, change: Change) -> None:
         """Tell of a Change that this process has stored."""
-        if self._broker.alone:
+        if self._broker.alone and not len(self._catchup) and not self._broadcast.lacks(change):
             self._broadcast.publish(change)
             return
-        self._catchup.show(change)
-        if not self._announced and not self._say(News.of(change, self._process_id)):
-            self._broker.tell(looks([change], self._process_id, self._broker.limit or 0))
+        self._catchup.show(change)  # alone too, where a write before this one was done and its answer lost
+        if not (self._broker.alone or self._announced or self._say(News.of(change, self._process_id))):
+            self._tell_others(looks([change], self._process_id, self._broker.limit or 0))
 
     def tell_delta(self, thread: Thread, event: ThreadEvent, at: int, text: str) -> None:
         """A piece of a message that is being written, which stands at `at` of it."""
@@ -135,7 +135,7 @@ class Relay:
         text = write(news)
         limit = self._broker.limit
         if limit is None or len(text) * 4 <= limit or len(text.encode()) <= limit:
-            self._broker.tell(text)
+            self._tell_others(text)
             return True
         if news.kind == "delta" and len(news.text) > 1:
             half = len(news.text) // 2
@@ -146,6 +146,12 @@ class Relay:
         if news.kind != "change":  # for a Change that cannot be told there is something to say
             log.warning("news of %r are too large for the broker and stay here", news.topic or news.kind)
         return False
+
+    def _tell_others(self, text: str) -> None:
+        try:
+            self._broker.tell(text)
+        except Exception as error:  # what is told may be lost, what it tells of goes on
+            log.warning("the other processes could not be told: %r", error)
 
     # ------------------------------------------------------------ hearing
 

@@ -4,8 +4,7 @@ What a step alters is `turn.py`'s business, who sees it `broadcast.py`'s, what t
 
 - **Durable before visible.** A Change is published, and handed to a dispatch caller, from the callback of its stored future.
 - **One task a turn.** The handler, its dependencies and their teardown all run in the turn's own task, so cancel scopes and context
-  variables inside them behave as in any coroutine. The task belongs to the worker: no socket's end, no caller's end but its own
-  explicit cancel stops it.
+  variables behave as in any coroutine. The task belongs to the worker: no socket's end stops it, and only a caller's explicit cancel.
 - **Every way out closes the run.** Success, error, cancel, a stream abandoned half-way, a worker that closes.
 """
 
@@ -30,13 +29,14 @@ from dooers.deadline import Deadline
 from dooers.deaf import Deaf
 from dooers.exceptions import ClosingError, HandlerError, NotFoundError, ThreadBusyError
 from dooers.lanes import Lanes, Ticket
+from dooers.locks import Locks
 from dooers.models import Change, Scope, ThreadEvent
 from dooers.openturn import Message, OpenTurn, TurnStatus
 from dooers.relay import Relay
 from dooers.stage import Stage
 from dooers.stats import Counts
 from dooers.steps import Sink, Steps
-from dooers.stores import Store
+from dooers.stores import Store, applied, landed, outcome_of
 from dooers.trace import trace_of
 from dooers.turn import Clock, Turn, opening
 
@@ -85,6 +85,7 @@ class Runner:
         self._turns: set[OpenTurn] = set()
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
         self._opening: set[asyncio.Future[OpenTurn]] = set()
+        self._locks = Locks(broker)
         self._closing = False
         # Waits where this process may have been taken for dead. The pulse sets it.
         self.sure: Callable[[], Awaitable[None]] = _at_once
@@ -132,13 +133,13 @@ class Runner:
         if change.runs:  # a run says whose it is, so that others see to it when this process dies
             runs = tuple(evolve(run, process_id=self._process_id) for run in change.runs)
             change = evolve(change, runs=runs)
-        future = self._store.apply(change)
+        future = applied(self._store, change)
         future.add_done_callback(self._publish)
         return future
 
     async def commit(self, change: Change) -> Change:
         """`submit`, and wait for it. Being cancelled here does not unwrite anything."""
-        return await asyncio.shield(self.submit(change))
+        return await landed(self.submit(change))
 
     def _publish(self, future: asyncio.Future[Change]) -> None:
         if future.cancelled() or future.exception() is not None:
@@ -183,8 +184,13 @@ class Runner:
         for opened in self._stop(run_id=run_id):
             opened.steps.forget("its run was closed by another process")
 
+    def close_later(self, change: Change) -> None:
+        """Store this end of a run with the next `close_again`; one that was stored, and only its answer lost, is told then."""
+        self._stage.close_later(change)
+
     async def close_again(self) -> None:
-        """Store the ends of turns that could not be stored when they came."""
+        """Store ends of turns, and give back locks, where that could not be done when they came."""
+        self._locks.give_back_again()
         await self._stage.close_again()
 
     # ------------------------------------------------------------ a turn opens
@@ -196,7 +202,7 @@ class Runner:
         cancelled meanwhile: a message that is in the database does not stay unanswered because a socket went away.
 
         Raises NotFoundError for a thread that is not there or not for this identity, ThreadBusyError for a full queue, ClosingError
-        from a worker that closes, StoreError when the database does not do it. After each of them nothing is stored.
+        from a worker that closes, StoreError when the database does not say that it did it. Only after the last may it be stored.
         """
         if self._closing:
             raise ClosingError
@@ -230,7 +236,7 @@ class Runner:
 
         def stored(future: asyncio.Future[Change]) -> None:
             try:
-                turn = self._opened(message, future.result(), ticket)
+                turn = self._opened(message, outcome_of(future), ticket)
                 if not turn.repeated:
                     if order == "replace":  # not before it is stored: a repeat replaces nothing
                         self.cancel(thread_id=turn.thread.id, before=turn.event.seq)
@@ -319,7 +325,7 @@ class Runner:
         self._unrun.discard(opened)
         if opened.locked:
             opened.locked = False
-            self._broker.unlock(opened.thread.id)
+            self._locks.give_back(opened.thread.id)
         opened.ticket.leave()
         sink, opened.steps.sink = opened.steps.sink, None
         if sink is not None:
@@ -387,7 +393,7 @@ class Runner:
         try:
             await opened.ticket.wait()
             if opened.ticket.in_line:
-                await self._broker.lock(opened.thread.id)
+                await self._locks.take(opened.thread.id)
                 opened.locked = True
             if await self._is_answered(opened):
                 return None
@@ -411,9 +417,8 @@ class Runner:
         if opened.closing:
             return None  # it was given up meanwhile
         opened.closing = True  # from here on there is nothing left to stop, only an end to be stored
-        return await self._stage.conclude(
-            opened, TimeoutError("the handler took too long") if opened.expired else error
-        )
+        error = TimeoutError("the handler took too long") if opened.expired else error
+        return await self._stage.conclude(opened, error)
 
     # ------------------------------------------------------------ the worker closes
 

@@ -25,6 +25,7 @@ from dooers.models import Identity, Scope, Thread
 from dooers.protocol import ClientFrame, Dialect, parse, refusal, serialize
 from dooers.quota import WEIGHT, Quota
 from dooers.stats import Counts
+from dooers.stores import answered
 from dooers.turn import Clock
 
 __all__ = ["AuthRequest", "Message", "Route", "Session", "WebSocketLike"]
@@ -339,7 +340,8 @@ class Session:
             self._check_proof()
             if wait:
                 raise RateLimitedError(f"too many frames; ask again in {wait:.1g} s", wait)
-            await self._route(self, frame)
+            with answered():
+                await self._route(self, frame)
         except DooersError as error:
             frame_id = error.frame_id if isinstance(error, ProtocolError) else frame_id
             if error.code == "SERVER_ERROR":

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from attrs import evolve
+
 from dooers.analytics import Collector
 from dooers.codec import clean
 from dooers.config import WorkerConfig
@@ -23,7 +25,7 @@ from dooers.models import Change
 from dooers.openturn import OpenTurn
 from dooers.send import WorkerSend
 from dooers.steps import Steps, close_source
-from dooers.stores import Store
+from dooers.stores import Store, answered
 from dooers.turn import Clock, Outcome, as_event, closing
 
 __all__ = ["Stage"]
@@ -61,8 +63,7 @@ class Stage:
         async with opened.message.handler.run(self._values(opened, steps)) as yielded:
             try:
                 while True:
-                    if steps.sink is not None:
-                        await steps.sink.wanted(steps.taken)
+                    await steps.wanted()
                     try:
                         value = await anext(yielded)
                     except StopAsyncIteration:
@@ -103,13 +104,14 @@ class Stage:
             )
         elif error is not None and not isinstance(error, asyncio.CancelledError):
             log.warning("handler %s failed while it was stopped", opened.message.handler.name, exc_info=error)
-        change = None
+        ends: list[Change] = []
         try:
             with suppress(asyncio.CancelledError):  # of a loop that ends: the run must be closed all the same
                 await steps.finish()
-            change = closing(steps.turn, outcome, self._clock, notice=notice, traced=steps.traced)
-            if change is not None and not steps.gone:
-                await self._commit(change)
+            ends = self._ends(opened, outcome, notice)
+            while ends and not steps.gone:
+                await self._store_end(ends[0])
+                del ends[0]
         except NotFoundError:
             steps.forget("its thread was deleted, or its run closed by another process")
             log.info("the thread %s was deleted, or the run in it closed, while a turn ran in it", opened.thread.id)
@@ -117,26 +119,58 @@ class Stage:
             log.warning("the turn in thread %s was cancelled again while it was being closed", opened.thread.id)
         except Exception as unclosed:  # the last line of defence: the queue must move on
             log.error("the end of a turn in thread %s could not be stored: %r", opened.thread.id, unclosed)
-            if change is not None and change.runs:
-                self._unclosed.append(change)
+            for change in ends:
+                self.close_later(change)
+
+    def _ends(self, opened: OpenTurn, outcome: Outcome, notice: str | None) -> list[Change]:
+        """What is to be stored when a turn ends: more than one Change only where writes of it have failed."""
+        steps = opened.steps
+        runs = steps.left_open()
+        last = runs.pop() if runs else None
+        ends = [closing(evolve(steps.turn, run=run), outcome, self._clock) for run in runs]
+        ends.append(closing(evolve(steps.turn, run=last), outcome, self._clock, notice=notice, traced=steps.traced))
+        return [change for change in ends if change is not None]
+
+    async def _store_end(self, change: Change) -> None:
+        """Store an end. Where its run has ended already, by a write of which nobody here got the answer, people are told how."""
+        try:
+            await self._commit(change)
+        except NotFoundError:
+            with answered():
+                run = None if change.during is None else await self._store.run(change.during)
+            if run is not None and run.status != "running":
+                await self._commit(evolve(change, during=None, runs=(run,), events=()))
+            raise
 
     @property
     def ends_waiting(self) -> int:
         """How many ends wait for `close_again`."""
         return len(self._unclosed)
 
+    def close_later(self, change: Change) -> None:
+        """Keep an end for `close_again`."""
+        self._unclosed.append(change)
+
     async def close_again(self) -> None:
         """Store the ends that could not be stored when they came: while this process lives, nobody else closes its runs."""
         while self._unclosed:
             change = self._unclosed[0]
             try:
-                with suppress(NotFoundError):  # the thread was deleted meanwhile, or the run closed
-                    await self._commit(change)
-            except Exception:
+                # Each in its time: one whose thread hangs does not keep the others back, nor does one that can never be stored.
+                async with asyncio.timeout(self._config.run_timeout):
+                    await self._store_again(change)
+            except BaseException:
                 self._unclosed.rotate(-1)  # one that can never be stored does not keep the others back
                 raise
             if self._unclosed and self._unclosed[0] is change:
                 self._unclosed.popleft()
+
+    async def _store_again(self, change: Change) -> None:
+        with suppress(NotFoundError):  # the thread was deleted meanwhile, or the run closed
+            with answered():
+                known = bool(change.events) and await self._store.event(change.events[0].id) is not None
+            # It may have been stored, and the answer lost: then it is only to be told.
+            await self._store_end(evolve(change, during=None, events=()) if known else change)
 
     def _values(self, opened: OpenTurn, steps: Steps) -> dict[str, Any]:
         """What this turn gives to whoever asks for it by name."""

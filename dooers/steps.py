@@ -18,8 +18,9 @@ from attrs import Factory, define, evolve, field
 from dooers.broadcast import Teller
 from dooers.codec import clean
 from dooers.exceptions import HandlerError, InvalidValueError, NotFoundError
-from dooers.models import Change, TextPart, Thread, ThreadEvent
+from dooers.models import Change, Run, TextPart, Thread, ThreadEvent
 from dooers.send import WorkerEvent
+from dooers.stores import outcome_of
 from dooers.turn import Clock, Turn, grown, sprout, step
 
 __all__ = ["Growing", "Sink", "Steps", "close_source"]
@@ -39,6 +40,10 @@ class Sink(Protocol):
 
     async def wanted(self, count: int) -> None:
         """Return when the caller wants more than `count` events."""
+        ...
+
+    def hurry(self) -> None:
+        """Wait for nothing more that the caller wants: the turn has to end."""
         ...
 
     def put(self, event: WorkerEvent) -> None:
@@ -145,9 +150,20 @@ class Steps:
     growing: Growing | None = None
     sealed: bool = False
     traced: bool = False
-    _flight: deque[tuple[WorkerEvent, asyncio.Future[Change] | None]] = field(init=False, default=Factory(deque))
+    _flight: deque[tuple[WorkerEvent, Change | None, asyncio.Future[Change] | None]] = field(
+        init=False, default=Factory(deque)
+    )
+    # Runs that may be open in the store: begun, and not known to be ended there.
+    _open: dict[str, Run] = field(init=False, default=Factory(dict))
     _failure: BaseException | None = field(init=False, default=None)
     _moved: asyncio.Event = field(init=False, default=Factory(asyncio.Event))
+
+    async def wanted(self) -> None:
+        """Return when whoever follows the turn wants its next event; raises what an earlier one failed with."""
+        if self.sink is not None:
+            await self.sink.wanted(self.taken)
+            if self._failure is not None:
+                raise self._failure
 
     async def take(self, event: WorkerEvent) -> None:
         """Send one yielded event on its way. Waits only while too many are; raises what an earlier one failed with."""
@@ -169,7 +185,7 @@ class Steps:
         if change is not None and (change.events or change.runs):
             self.traced = True
         future = None if change is None else self._submit(change)
-        self._flight.append((event, future))
+        self._flight.append((event, change, future))
         if future is None:
             self._land()
         else:
@@ -255,19 +271,39 @@ class Steps:
             await self._move()
         await self._sure()
 
+    def _note_runs(self, change: Change | None, known: bool) -> None:
+        for run in () if change is None else change.runs:
+            if run.status == "running":
+                self._open[run.id] = run
+            elif known:
+                self._open.pop(run.id, None)
+
+    def left_open(self) -> list[Run]:
+        """The runs that this turn has begun, and of whose end it does not know that it is stored; the one that it is in is the last."""
+        now = self.turn.run
+        if self._flight:
+            return [] if now is None else [now]
+        others = [run for run in self._open.values() if now is None or run.id != now.id]
+        return others if now is None else [*others, now]
+
     async def _move(self) -> None:
         self._moved.clear()
         await self._moved.wait()
 
     def _land(self, _: object = None) -> None:
-        while self._flight and ((future := self._flight[0][1]) is None or future.done()):
-            event, _future = self._flight.popleft()
+        while self._flight and ((future := self._flight[0][2]) is None or future.done()):
+            event, change, _future = self._flight.popleft()
             stored = None
             if future is not None:
-                if future.cancelled() or future.exception() is not None:
-                    self._failure = self._failure or (None if future.cancelled() else future.exception())
+                try:
+                    stored = outcome_of(future)
+                except BaseException as error:
+                    self._failure = self._failure or error
+                self._note_runs(change, stored is not None)
+                if stored is None:
+                    if self.sink is not None:
+                        self.sink.hurry()
                     continue
-                stored = future.result()
             if self.sink is not None and self._failure is None:
                 self.sink.put(_told(event, stored))
         self._moved.set()

@@ -23,7 +23,7 @@ from dooers.brokers.memory import Hub, MemoryBroker
 from dooers.catchup import RUNS
 from dooers.codec import dumps
 from dooers.exceptions import DooersError, StoreError
-from dooers.models import Change, Identity
+from dooers.models import Change, Identity, RunQuery
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 from dooers.stores.sqlite import SqliteStore
 from dooers.testing import Closed, WorkerClient
@@ -794,6 +794,29 @@ async def test_the_end_of_a_run_is_made_up_for_however_many_came_after_it(worker
         await until(two, lambda f: f["type"] == "run.upsert" and f["payload"]["run"]["id"] == first["id"])
         await settle(workers.two)
         assert first["status"] == "running"
+        assert "running" not in statuses(await quiet(two))
+
+
+async def test_a_run_whose_beginning_is_heard_late_and_its_end_never_is_not_shown_to_be_at_work(
+    worker_config: WorkerConfig,
+) -> None:
+    async with pair(worker_config, echo) as workers, workers.clients() as (one, two):
+        thread_id = await post(one, "go")
+        await watch(two, thread_id)
+        await until(two, is_over)
+        workers.broker(workers.two).cut()
+        for _ in range(RUNS + 2):
+            await post(one, "more", thread_id)
+        await settle(workers.one)
+        store = workers.one._parts.store()
+        runs = await store.runs(RunQuery(equal={"thread_id": thread_id}, oldest_first=True, limit=2))
+        thread = await store.thread(thread_id)
+        assert thread is not None
+        catchup = workers.two._parts.relay()._catchup
+        catchup.read(thread_id)
+        catchup.show(Change(thread=thread, runs=(evolve(runs[1], status="running", ended_at=None),)))
+        await settle(workers.two)
+        assert {run.status for run in runs} == {"succeeded"}
         assert "running" not in statuses(await quiet(two))
 
 

@@ -26,8 +26,9 @@ Announce: TypeAlias = Callable[[Sequence[Change], str], AbstractContextManager[S
 class Broker(Protocol):
     """Tells every process of a worker what one of them says. Every implementation passes `tests/brokers/contract.py`.
 
-    Errors: StoreError from `open` and `lock`. What is told is never waited for; what cannot be delivered makes the others hear
-    `missed` when they can be reached again.
+    Errors: StoreError from `open` and `lock`; nothing else raises. What is told is never waited for; what cannot be delivered makes
+    the others hear `missed` when they can be reached again. `lock` ends in bounded time where the broker does not answer. The engine
+    survives a broker that does neither: others are not told, and a key that could not be let go is tried again with each heartbeat.
     """
 
     @property

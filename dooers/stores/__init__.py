@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
@@ -24,9 +25,13 @@ __all__ = [
     "Reader",
     "Schema",
     "Store",
+    "answered",
+    "applied",
     "at_once",
+    "landed",
     "nowhere",
     "open_store",
+    "outcome_of",
     "snapshot_of",
     "store_error",
 ]
@@ -57,7 +62,12 @@ class Store(Protocol):
     """One database of conversations. Every implementation passes the same contract suite, `tests/stores/contract.py`.
 
     Errors: StoreError when the database does not do it, NotFoundError when a Change needs a thread that is not there (or not
-    in its guard's scope), or belongs to a run that is over. After either, nothing of that Change is written.
+    in its guard's scope), or belongs to a run that is over. After the latter nothing of that Change is written. After a StoreError
+    nothing is half written; where the database went away before it answered, all of it may be there.
+
+    Every call ends by itself in bounded time, whatever the database does: `database_timeout`, and what it takes to say that it is over.
+    It raises CancelledError only where its caller was cancelled. The engine survives a store that does neither: what it hurts then is
+    who waits for that call.
     """
 
     # What it has written since it was made.
@@ -211,6 +221,48 @@ async def snapshot_of(
     first = events[0].seq if events else thread.last_seq + 1
     before = await reader.events(EventQuery(thread_id=thread_id, before_seq=first, limit=1))
     return Snapshot(thread=thread, events=events, runs=runs, has_more=bool(before))
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Around a call of the store or of the broker: a cancellation that nobody here was asked for is an error like any other.
+
+    Else it would look like the end of whoever waits for it, a session or the heartbeat for one.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise StoreError("the call was cancelled on its way") from error
+
+
+def outcome_of(future: asyncio.Future[T]) -> T:
+    """The result of a future that is done; StoreError where it was cancelled."""
+    if future.cancelled():
+        raise StoreError("the call was cancelled on its way")
+    return future.result()
+
+
+def applied(store: Store, change: Change) -> asyncio.Future[Change]:
+    """`store.apply`, which says in one way only what went wrong: by its future."""
+    try:
+        return store.apply(change)
+    except Exception as error:
+        failed: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
+        failed.set_exception(error)
+        return failed
+
+
+async def landed(future: asyncio.Future[T]) -> T:
+    """The result of a future, whoever waits for it: being cancelled here does not cancel it."""
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if future.cancelled():  # that one, and not who waits here
+            return outcome_of(future)
+        raise
 
 
 def nowhere(change: Change) -> NotFoundError:

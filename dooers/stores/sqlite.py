@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping
@@ -42,7 +43,7 @@ from dooers.stats import Tally
 from dooers.stores import COUNTED, IN_MEMORY, Schema, at_once, nowhere, snapshot_of, store_error
 from dooers.stores.rows import event_of, moment, run_of, thread_of
 from dooers.stores.sql import SqliteStatements, Statement
-from dooers.stores.sqlite_connection import begin, connect, hop, hop_to_end, look_often
+from dooers.stores.sqlite_connection import begin, connect, hop, hop_to_end, in_time, look_often
 from dooers.stores.sqlite_schema import look_into, prepare, prepare_file
 from dooers.turn import at_work
 
@@ -65,6 +66,8 @@ class SqliteStore:
         self._path = config.database_name
         self._prefix = config.database_table_prefix
         self._auto_migrate = config.database_auto_migrate
+        self._patience = config.database_timeout
+        self._file: tuple[int, int] | None = None
         self._sql = SqliteStatements(self._prefix)
         self.tally = Tally()
         self._stack = AsyncExitStack()
@@ -91,16 +94,18 @@ class SqliteStore:
         self._given_up.clear()
         if not in_memory:
             await self._prepare(self._auto_migrate)
-        self._writer = await connect(self._path, self._stack)
+        self._writer = await connect(self._path, self._stack, self._patience)
         await hop(self._writer, look_often)
         if in_memory:
             await self._prepare(self._auto_migrate)
         # A database in memory exists for its connection only: there the writer reads too.
-        self._reader = self._writer if in_memory else await connect(self._path, self._stack)
+        self._reader = self._writer if in_memory else await connect(self._path, self._stack, self._patience)
+        self._file = self._which()
 
     async def _prepare(self, migrate: bool) -> str:
         if self._path != MEMORY:
-            return await anyio.to_thread.run_sync(partial(prepare_file, self._path, self._prefix, migrate=migrate))
+            ready = partial(prepare_file, self._path, self._prefix, migrate=migrate, patience=self._patience)
+            return await anyio.to_thread.run_sync(ready)
         if self._writer is None:
             return IN_MEMORY.found
         return await hop(self._writer, lambda connection: prepare(connection, self._prefix, migrate=migrate))
@@ -143,7 +148,24 @@ class SqliteStore:
             raise StoreError(f"cannot look into the SQLite database {self._path!r}: {error}") from error
 
     async def ping(self) -> None:
-        await self._read(lambda connection: connection.execute("SELECT 1").fetchone())
+        def work(connection: sqlite3.Connection) -> tuple[int, int] | None:
+            connection.execute("SELECT 1").fetchone()
+            return self._which()
+
+        if (
+            await self._read(work) != self._file
+        ):  # SQLite goes on with the one it has, and what it writes is gone with the process
+            raise StoreError(
+                f"the SQLite database {self._path!r} was removed or replaced under this worker; restart it"
+            )
+
+    def _which(self) -> tuple[int, int] | None:
+        """Which file has our name."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     # ------------------------------------------------------------ writing
 
@@ -184,7 +206,7 @@ class SqliteStore:
     def _transaction(self, connection: sqlite3.Connection, changes: list[Change]) -> list[Change | DooersError]:
         """First all in one transaction; if one of them spoils it, one transaction each."""
         try:
-            begin(connection, self._given_up)
+            begin(connection, self._given_up, self._patience)
         except sqlite3.Error as error:
             # Locked, unreadable, gone: so it is for each of them, and each would wait as long again to hear it.
             return [store_error(error) for _ in changes]
@@ -261,7 +283,7 @@ class SqliteStore:
 
     async def _change_alone(self, statements: list[Statement]) -> list[sqlite3.Row]:
         def work(connection: sqlite3.Connection) -> list[sqlite3.Row]:
-            begin(connection, self._given_up)
+            begin(connection, self._given_up, self._patience)
             try:
                 rows = [row for statement in statements for row in _all(connection, statement)]
                 connection.execute("COMMIT")
@@ -272,7 +294,7 @@ class SqliteStore:
                 raise
 
         try:
-            return await hop(self._need(self._writer), work)
+            return await hop(self._need(self._writer), in_time(work, self._patience))
         except sqlite3.Error as error:
             raise store_error(error) from error
 

@@ -11,18 +11,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import databases
 from databases.core import Connection
 
-__all__ = ["PATIENCE", "TunedConnection", "begin", "connect", "hop", "hop_to_end", "look_often", "use_wal"]
+__all__ = ["begin", "connect", "hop", "hop_to_end", "in_time", "look_often", "tuned", "use_wal"]
 
 T = TypeVar("T")
 
-# Seconds that another process may hold the file before we give up on it.
-PATIENCE = 10.0
 # Seconds after which who waits to write looks whether it still is to.
 LOOK = 0.1
 PRAGMAS = (
@@ -31,6 +30,11 @@ PRAGMAS = (
     # What is deleted or replaced, a password that is sealed at last for one, is overwritten where that costs no further write.
     "secure_delete=FAST",
 )
+
+
+def tuned(patience: float) -> Any:
+    """What `sqlite3.connect` takes as its factory."""
+    return partial(TunedConnection, patience=patience)
 
 
 class _Unit:
@@ -55,13 +59,16 @@ class _Result:
 
 
 class TunedConnection(sqlite3.Connection):
-    """A connection with our pragmas, which also runs units. FULL: what was acknowledged survives a power cut, not only a crash."""
+    """A connection with our pragmas, which also runs units. FULL: what was acknowledged survives a power cut, not only a crash.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    `patience` is for how many seconds another process may hold the file before we give up on it.
+    """
+
+    def __init__(self, *args: Any, patience: float, **kwargs: Any) -> None:
         try:
             super().__init__(*args, **kwargs)
             self.row_factory = sqlite3.Row
-            for pragma in (f"busy_timeout={int(PATIENCE * 1000)}", *PRAGMAS):
+            for pragma in (f"busy_timeout={int(patience * 1000)}", *PRAGMAS):
                 super().execute(f"PRAGMA {pragma}").fetchall()
         except sqlite3.Error:
             with suppress(
@@ -78,6 +85,18 @@ async def hop(connection: Connection, work: Callable[[sqlite3.Connection], T]) -
     """Run a function on the connection's thread. Being cancelled meanwhile does not stop it."""
     result: Any = await connection.raw_connection.execute_fetchall(_Unit(work))
     return result  # type: ignore[no-any-return]
+
+
+def in_time(work: Callable[[sqlite3.Connection], T], patience: float) -> Callable[[sqlite3.Connection], T]:
+    """A function that is not begun any more when its place in the thread's queue comes too late: those before it all waited for a lock."""
+    until = time.monotonic() + patience
+
+    def work_in_time(connection: sqlite3.Connection) -> T:
+        if time.monotonic() > until:
+            raise sqlite3.OperationalError("database is locked: others before this one have waited for it too long")
+        return work(connection)
+
+    return work_in_time
 
 
 async def hop_to_end(connection: Connection, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -109,10 +128,10 @@ def _nothing(_: sqlite3.Connection) -> None:
     """Only a place in the thread's queue."""
 
 
-def begin(connection: sqlite3.Connection, given_up: threading.Event) -> None:
+def begin(connection: sqlite3.Connection, given_up: threading.Event, patience: float) -> None:
     """Begin to write, once nobody else does: for so long the thread waits, and with it the end of the process. SQLite, when it waits by
     itself, cannot be told to give up."""
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + patience
     while True:
         try:
             connection.execute("BEGIN IMMEDIATE").close()
@@ -128,10 +147,10 @@ def look_often(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA busy_timeout={int(LOOK * 1000)}").fetchall()
 
 
-async def connect(path: str, stack: AsyncExitStack) -> Connection:
+async def connect(path: str, stack: AsyncExitStack, patience: float) -> Connection:
     """A connection whose thread lives until the stack is closed. Prepare the file first: a driver that cannot open one leaves a
     thread behind that nobody waits for."""
-    database = databases.Database(f"sqlite:///{quote(path)}", factory=TunedConnection)
+    database = databases.Database(f"sqlite:///{quote(path)}", factory=tuned(patience))
     await stack.enter_async_context(database)
     # Not bound to a task, as `database.connection()` would be: this one is shared by all of them.
     connection = Connection(database, database._backend)
@@ -140,11 +159,11 @@ async def connect(path: str, stack: AsyncExitStack) -> Connection:
     return connection
 
 
-def use_wal(connection: sqlite3.Connection) -> None:
+def use_wal(connection: sqlite3.Connection, patience: float) -> None:
     """Change a file to WAL, if it is not."""
     # In WAL, readers and the writer do not wait for each other. SQLite does not wait for the lock that the first change to it
     # needs: of several processes starting on a new file, all but one are told "locked" at once. Later it is no change.
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + patience
     while time.monotonic() < give_up:
         try:
             connection.execute("PRAGMA journal_mode=WAL").fetchall()

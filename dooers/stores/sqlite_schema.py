@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dooers.exceptions import StoreError
 from dooers.stores.migrations import TABLES, Found, done, unreadable_times, upgrade_statements
-from dooers.stores.sqlite_connection import TunedConnection, use_wal
+from dooers.stores.sqlite_connection import tuned, use_wal
 
 __all__ = ["look_into", "prepare", "prepare_file"]
 
@@ -24,10 +24,10 @@ MIGRATING = 600.0
 CACHE = 256 * 1024
 
 
-def prepare_file(path: str, prefix: str, *, migrate: bool) -> str:
+def prepare_file(path: str, prefix: str, *, migrate: bool, patience: float = 10.0) -> str:
     """Make a file ready: it opens, it is in WAL, its schema is current. What was done, in a sentence."""
-    with closing(sqlite3.connect(path, isolation_level=None, factory=TunedConnection)) as connection:
-        use_wal(connection)
+    with closing(sqlite3.connect(path, isolation_level=None, factory=tuned(patience))) as connection:
+        use_wal(connection, patience)
         return prepare(connection, prefix, migrate=migrate)
 
 

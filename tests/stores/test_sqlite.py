@@ -23,7 +23,7 @@ from contract import T0, StoreContract, a_run, a_thread, an_event, bury, later, 
 from dooers import WorkerConfig
 from dooers.exceptions import DooersError, StoreError
 from dooers.models import Change, EventQuery, Run, RunQuery, ThreadQuery
-from dooers.stores import Store, migrations, open_store, sqlite, sqlite_connection, sqlite_schema
+from dooers.stores import Store, migrations, open_store, sqlite, sqlite_schema
 from dooers.stores.migrations import HEAD
 from dooers.stores.rows import stamp
 from dooers.stores.sqlite import SqliteStore
@@ -144,9 +144,9 @@ async def test_the_plan_of_a_page_uses_the_index(store: SqliteStore) -> None:
 
 
 async def test_a_file_locked_by_somebody_else_is_a_store_error_and_the_next_change_works(
-    worker_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+    worker_config: WorkerConfig,
 ) -> None:
-    monkeypatch.setattr(sqlite_connection, "PATIENCE", 0.2)
+    worker_config = evolve(worker_config, database_timeout=0.2)
     store = SqliteStore(worker_config)
     await store.open()
     thread = await opened(store)
@@ -168,9 +168,9 @@ async def test_a_file_locked_by_somebody_else_is_a_store_error_and_the_next_chan
 
 
 async def test_a_file_that_stays_locked_at_the_first_start_is_a_store_error(
-    worker_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+    worker_config: WorkerConfig,
 ) -> None:
-    monkeypatch.setattr(sqlite_connection, "PATIENCE", 0.2)
+    worker_config = evolve(worker_config, database_timeout=0.2)
     before = set(threading.enumerate())
     store = SqliteStore(worker_config)
     with closing(sqlite3.connect(worker_config.database_name, isolation_level=None)) as other:
