@@ -13,39 +13,34 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 from attrs import evolve
 
-from dooers.access import check_may_own, scope_of, visible
+from dooers.admission import Admission
 from dooers.analytics import Collector
 from dooers.brokers import Broker
-from dooers.config import TurnOrder, WorkerConfig
+from dooers.config import WorkerConfig
 from dooers.context import WorkerSettings
 from dooers.deadline import Deadline
 from dooers.deaf import Deaf
-from dooers.exceptions import ClosingError, HandlerError, NotFoundError, ThreadBusyError
-from dooers.lanes import Lanes, Ticket
+from dooers.exceptions import HandlerError
+from dooers.lanes import Lanes
 from dooers.locks import Locks
-from dooers.models import Change, Scope, ThreadEvent
+from dooers.models import Change, ThreadEvent
 from dooers.openturn import Message, OpenTurn, TurnStatus
 from dooers.relay import Relay
 from dooers.stage import Stage
 from dooers.stats import Counts
 from dooers.steps import Sink, Steps
-from dooers.stores import Store, applied, landed, outcome_of
-from dooers.trace import trace_of
-from dooers.turn import Clock, Turn, opening
+from dooers.stores import Store, applied, landed
+from dooers.turn import Clock, Turn
 
 __all__ = ["Runner", "waited_threads"]
 
 log = logging.getLogger("dooers")
-
-# Seconds in which nobody can have brought a message again, through another process, and have had it answered there.
-SOON = 0.1
 
 # The threads whose turns wait for what runs here: a turn that waited for one of them would wait for itself.
 waited_threads: ContextVar[frozenset[str]] = ContextVar("dooers_waited_threads", default=frozenset())
@@ -84,12 +79,22 @@ class Runner:
         self._stage = Stage(config, store, collector, clock, settings, self.commit)
         self._turns: set[OpenTurn] = set()
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
-        self._opening: set[asyncio.Future[OpenTurn]] = set()
         self._locks = Locks(broker)
-        self._closing = False
         # Waits where this process may have been taken for dead. The pulse sets it.
         self.sure: Callable[[], Awaitable[None]] = _at_once
         self._deaf = Deaf(self._stage, self._ended)
+        self._admission = Admission(
+            config,
+            store,
+            broker,
+            clock,
+            lanes,
+            submit=self.submit,
+            steps=self._steps,
+            at_work=self._at_work,
+            replace=lambda turn: self.cancel(thread_id=turn.thread.id, before=turn.event.seq),
+            wait=self._unrun.add,
+        )
 
     @property
     def running(self) -> int:
@@ -176,7 +181,7 @@ class Runner:
         """Somebody asked another process to stop these turns."""
         self._stop(thread_id=thread_id, run_id=run_id, before=before)
         if before is not None:  # one of these messages may be stored, and its turn not be there yet
-            for coming in self._opening:
+            for coming in self._admission.opening:
                 coming.add_done_callback(lambda _: self._stop(thread_id=thread_id, before=before))
 
     def buried(self, run_id: str) -> None:
@@ -196,111 +201,15 @@ class Runner:
     # ------------------------------------------------------------ a turn opens
 
     async def open(self, message: Message, accept: Callable[[OpenTurn], None]) -> OpenTurn:
-        """Store a message and take its place in the thread's queue; `accept` decides what becomes of its turn.
+        """Store a message and take its place in the thread's queue; `accept` decides what becomes of its turn. See `Admission.open`."""
+        return await self._admission.open(message, accept)
 
-        `accept` is called in the very step in which the message is known to be stored, also when whoever waits here was
-        cancelled meanwhile: a message that is in the database does not stay unanswered because a socket went away.
-
-        Raises NotFoundError for a thread that is not there or not for this identity, ThreadBusyError for a full queue, ClosingError
-        from a worker that closes, StoreError when the database does not say that it did it. Only after the last may it be stored.
-        """
-        if self._closing:
-            raise ClosingError
-        scope = scope_of(message.identity, message.worker_id, private=self._config.private_threads)
-        check_may_own(scope)
-        change = opening(
-            message.identity,
-            scope,
-            message.content,
-            self._clock,
-            thread_id=message.thread_id,
-            create=message.create,
-            title=message.thread_title,
-            data=message.data,
-            client_event_id=message.client_event_id,
-            repeat_key=message.repeat_key,
-        )
-        # The place is taken before anything is awaited: turns run in the order in which messages came.
-        # With the scope in the key, somebody who may not see a thread cannot stand in its queue either.
-        key, order = (scope, change.thread.id), message.handler.order or self._config.turn_order
-        busy: ThreadBusyError | None = None
-        try:
-            ticket = self._lanes.place(key, order)
-        except ThreadBusyError as error:
-            if change.repeat_key is None:
-                raise
-            # A repeat is no new message, so it is not refused. As an append to a thread that is nowhere, only a repeat succeeds.
-            busy, ticket = error, self._lanes.beside(key)
-            change = evolve(change, thread=evolve(change.thread, id=self._clock.new_id()), opens=False)
-        opened: asyncio.Future[OpenTurn] = asyncio.get_running_loop().create_future()
-
-        def stored(future: asyncio.Future[Change]) -> None:
-            try:
-                turn = self._opened(message, outcome_of(future), ticket)
-                if not turn.repeated:
-                    if order == "replace":  # not before it is stored: a repeat replaces nothing
-                        self.cancel(thread_id=turn.thread.id, before=turn.event.seq)
-                    self._accept(turn, accept)
-            except BaseException as error:
-                ticket.leave()
-                opened.set_exception(busy if busy is not None and isinstance(error, NotFoundError) else error)
-                opened.exception()  # whoever waited may have gone: then nobody is left to hear of it, which is no error
-            else:
-                opened.set_result(turn)
-
-        self._opening.add(opened)
-        opened.add_done_callback(self._opening.discard)
-        self.submit(change).add_done_callback(stored)
-        turn = await asyncio.shield(opened)
-        if turn.repeated:
-            await self._take_up(turn, scope, order)
-            self._accept(turn, accept)
-        return turn
-
-    def _accept(self, turn: OpenTurn, accept: Callable[[OpenTurn], None]) -> None:
-        accept(turn)
-        if turn.task is None and not turn.canceled and not turn.repeated:
-            self._unrun.add(turn)
-
-    async def _take_up(self, turn: OpenTurn, scope: Scope, order: TurnOrder) -> None:
-        """Find out what became of the first turn of a message that came again. One that left no trace, because its process died or
-        nobody ever ran it, takes place now."""
-        trace = self._at_work(turn.event.id) or await trace_of(self._store, turn.event)
-        trace = trace or self._at_work(turn.event.id)  # another repeat may have been quicker
-        turn.status = trace or "waiting"
-        # Beside others nobody waits, so nobody could tell whether another process is at it.
-        unsure = order == "parallel" and not self._broker.alone
-        if trace is None and not unsure and not self._closing and visible(turn.thread, scope):
-            with suppress(ThreadBusyError):
-                turn.ticket = self._lanes.place((scope, turn.thread.id), order)
-                turn.repeated, turn.again = False, True
+    def _steps(self, turn: Turn) -> Steps:
+        return Steps(turn, self.submit, self.sure, self._relay, self._clock, self._config.pipeline_depth)
 
     def _at_work(self, event_id: str) -> TurnStatus | None:
+        """How the turn of a message stands that runs or waits here."""
         return next((one.status for one in self._turns | self._unrun if one.event.id == event_id), None)
-
-    async def _is_answered(self, opened: OpenTurn) -> bool:
-        """Whether a message that came again through another process was answered there, before this turn got its place."""
-        waited = asyncio.get_running_loop().time() - opened.stored_at
-        if not opened.again and (self._broker.alone or waited < SOON):
-            return False
-        trace = await trace_of(self._store, opened.event)
-        if trace is not None:
-            opened.repeated, opened.status = True, trace
-        return opened.repeated
-
-    def _opened(self, message: Message, stored: Change, ticket: Ticket) -> OpenTurn:
-        if stored.repeated:
-            ticket.leave()
-        event = stored.events[0]
-        turn = Turn(thread=stored.thread, event_id=event.id, seq=event.seq, assistant_name=self._config.assistant_name)
-        return OpenTurn(
-            message=message,
-            steps=Steps(turn, self.submit, self.sure, self._relay, self._clock, self._config.pipeline_depth),
-            event=event,
-            created=stored.created,
-            repeated=stored.repeated,
-            ticket=ticket,
-        )
 
     def start(self, opened: OpenTurn, sink: Sink | None = None, *, detached: bool = True) -> None:
         """Let the turn run in a task of its own, when its place in the thread's queue comes."""
@@ -395,7 +304,7 @@ class Runner:
             if opened.ticket.in_line:
                 await self._locks.take(opened.thread.id)
                 opened.locked = True
-            if await self._is_answered(opened):
+            if await self._admission.is_answered(opened):
                 return None
             opened.status = "running"
             seconds = opened.message.handler.timeout or self._config.handler_timeout
@@ -424,8 +333,8 @@ class Runner:
 
     async def finish(self, deadline: Deadline) -> None:
         """Take no more messages, and let turns finish as long as the grace lasts; also those whose message is just being stored."""
-        self._closing = True
-        await deadline.grace(lambda: [*self._opening, *(opened.over for opened in self._turns)])
+        self._admission.closing = True
+        await deadline.grace(lambda: [*self._admission.opening, *(opened.over for opened in self._turns)])
 
     async def close(self, deadline: Deadline, part: float) -> None:
         """Cancel what is left, and wait until each turn has closed its run; what does not end in this part of the time is left behind.
@@ -437,7 +346,7 @@ class Runner:
             for opened in (self._turns | self._unrun) - stopped:
                 self.stop(opened)
                 stopped.add(opened)
-            ending: list[asyncio.Future[Any]] = [*self._opening, *(opened.over for opened in self._turns)]
+            ending: list[asyncio.Future[Any]] = [*self._admission.opening, *(opened.over for opened in self._turns)]
             if not ending:
                 break
             await asyncio.wait(ending, timeout=left, return_when=asyncio.FIRST_COMPLETED)

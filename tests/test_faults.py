@@ -111,7 +111,7 @@ class House:
         async with asyncio.timeout(WITHIN):
             for worker in (self.worker, self.other):
                 parts = worker._parts
-                while parts.runner().running or parts.runner()._opening or parts.relay()._catchup._tasks:
+                while parts.runner().running or parts.runner()._admission.opening or parts.relay()._catchup._tasks:
                     await asyncio.sleep(0.001)
         for _ in range(5):
             await asyncio.sleep(0)
@@ -250,7 +250,7 @@ async def nothing_is_left(house: House) -> None:
         left = {
             "turns": len(runner._turns),
             "waiting turns": len(runner._unrun),
-            "openings": len(runner._opening),
+            "openings": len(runner._admission.opening),
             "last words": len(runner._deaf.last_words),
             "unclosed": len(runner._stage._unclosed),
             "lanes": len(parts.lanes()),

@@ -17,7 +17,7 @@ RINGS: list[set[str]] = [
     {"access", "codec", "content", "dialects", "news", "protocol", "send", "settings", "stats", "turn"} | {"history"},
     {"brokers", "clock", "courier", "stores", "vault", "webhook"},
     {"lanes", "locks", "broadcast", "quota", "analytics", "context", "steps", "openturn", "elsewhere", "deadline"}
-    | {"catchup", "relay", "stage", "deaf", "trace", "runner", "pulse", "repository"},
+    | {"catchup", "relay", "stage", "deaf", "admission", "runner", "pulse", "repository"},
     {"inject", "container", "lifecycle", "session", "registration", "resume", "routes"} | {"routing", "dispatch"},
     {"asgi", "server", "client", "chat", "cli", "testing", "__init__", "__main__"},
 ]

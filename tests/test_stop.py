@@ -132,7 +132,7 @@ def turn_tasks() -> list[str]:
 async def nothing_is_left(worker: WorkerServer) -> None:
     """No turn, no place in a queue, no task."""
     runner = worker._parts.runner()
-    await until(lambda: runner.running == 0 and not turn_tasks() and not runner._opening)
+    await until(lambda: runner.running == 0 and not turn_tasks() and not runner._admission.opening)
     assert len(runner._lanes) == 0
     assert not runner._unrun
 
@@ -516,7 +516,7 @@ async def test_a_worker_that_closes_waits_for_messages_that_are_being_stored(tmp
 
     async with WorkerClient(worker, handler=handler) as client:
         client.post("event.create", GO)
-        await until(lambda: bool(worker._parts.runner()._opening))
+        await until(lambda: bool(worker._parts.runner()._admission.opening))
         await worker.close()
     again = WorkerServer(WorkerConfig(database_type="sqlite", database_name=path))
     (thread,) = await (await again.repository()).list_threads()
@@ -860,7 +860,7 @@ async def test_a_handler_may_stop_its_own_turn(worker: WorkerServer) -> None:
 async def test_after_the_worker_has_closed_nothing_is_taken(worker: WorkerServer) -> None:
     runner = worker._parts.runner()
     await worker.ensure_initialized()
-    runner._closing = True
+    runner._admission.closing = True
     with pytest.raises(DispatchError) as caught:
         await worker.dispatch(quick, **WHO, message="go")
     assert caught.value.code == "CLOSING"

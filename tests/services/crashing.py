@@ -30,7 +30,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from dooers import DooersError, HandlerError, WorkerConfig, WorkerServer, runner, steps, turn
+from dooers import DooersError, HandlerError, WorkerConfig, WorkerServer, admission, steps, turn
 from dooers.pulse import Pulse
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 from dooers.stores.postgres_connection import Line
@@ -244,17 +244,17 @@ def tear_changes() -> None:
 def forget_keys() -> None:
     """Know no repeats."""
     opening = turn.opening
-    runner.opening = lambda *given, **more: opening(*given, **{**more, "repeat_key": None})  # type: ignore[attr-defined]
+    admission.opening = lambda *given, **more: opening(*given, **{**more, "repeat_key": None})  # type: ignore[attr-defined]
 
 
 def run_repeats() -> None:
     """Answer a message again when it comes again."""
-    opened: Any = runner.Runner._opened
+    opened: Any = admission.Admission._opened
 
     def again(self: Any, message: Any, stored: Any, ticket: Any) -> Any:
         return opened(self, message, evolve(stored, repeated=False), ticket)
 
-    runner.Runner._opened = again  # type: ignore[method-assign]
+    admission.Admission._opened = again  # type: ignore[method-assign]
 
 
 def bury_nobody() -> None:

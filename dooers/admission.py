@@ -1,0 +1,185 @@
+"""How a message gets in: stored, with a place in its thread's queue, once. What becomes of its turn then is `runner.py`'s.
+
+A message that came before is no new one. It is taken up again only where its turn left no trace, because its process died over it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from attrs import evolve
+
+from dooers.access import check_may_own, scope_of, visible
+from dooers.brokers import Broker
+from dooers.config import TurnOrder, WorkerConfig
+from dooers.exceptions import ClosingError, NotFoundError, ThreadBusyError
+from dooers.lanes import Lanes, Ticket
+from dooers.models import Change, EventQuery, Scope, ThreadEvent
+from dooers.openturn import Message, OpenTurn, TurnStatus
+from dooers.steps import Steps
+from dooers.stores import Store, answered, outcome_of
+from dooers.turn import Clock, Turn, opening
+
+__all__ = ["Admission"]
+
+# Seconds in which nobody can have brought a message again, through another process, and have had it answered there.
+SOON = 0.1
+
+
+class Admission:
+    """The way in, of one worker.
+
+    `at_work` says how the turn of a message stands that runs or waits in this process; `replace` stops the turns before one; `wait`
+    is given a turn that nobody has started.
+    """
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        store: Store,
+        broker: Broker,
+        clock: Clock,
+        lanes: Lanes,
+        submit: Callable[[Change], asyncio.Future[Change]],
+        steps: Callable[[Turn], Steps],
+        at_work: Callable[[str], TurnStatus | None],
+        replace: Callable[[OpenTurn], object],
+        wait: Callable[[OpenTurn], None],
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._broker = broker
+        self._clock = clock
+        self._lanes = lanes
+        self._submit = submit
+        self._steps = steps
+        self._at_work = at_work
+        self._replace = replace
+        self._wait = wait
+        # Messages on their way to the database.
+        self.opening: set[asyncio.Future[OpenTurn]] = set()
+        # The worker closes: nothing new gets in.
+        self.closing = False
+
+    async def open(self, message: Message, accept: Callable[[OpenTurn], None]) -> OpenTurn:
+        """Store a message and take its place in the thread's queue; `accept` decides what becomes of its turn.
+
+        `accept` is called in the very step in which the message is known to be stored, also when whoever waits here was
+        cancelled meanwhile: a message that is in the database does not stay unanswered because a socket went away.
+
+        Raises NotFoundError for a thread that is not there or not for this identity, ThreadBusyError for a full queue, ClosingError
+        from a worker that closes, StoreError when the database does not say that it did it. Only after the last may it be stored.
+        """
+        if self.closing:
+            raise ClosingError
+        scope = scope_of(message.identity, message.worker_id, private=self._config.private_threads)
+        check_may_own(scope)
+        change = opening(
+            message.identity,
+            scope,
+            message.content,
+            self._clock,
+            thread_id=message.thread_id,
+            create=message.create,
+            title=message.thread_title,
+            data=message.data,
+            client_event_id=message.client_event_id,
+            repeat_key=message.repeat_key,
+        )
+        # The place is taken before anything is awaited: turns run in the order in which messages came.
+        # With the scope in the key, somebody who may not see a thread cannot stand in its queue either.
+        key, order = (scope, change.thread.id), message.handler.order or self._config.turn_order
+        busy: ThreadBusyError | None = None
+        try:
+            ticket = self._lanes.place(key, order)
+        except ThreadBusyError as error:
+            if change.repeat_key is None:
+                raise
+            # A repeat is no new message, so it is not refused. As an append to a thread that is nowhere, only a repeat succeeds.
+            busy, ticket = error, self._lanes.beside(key)
+            change = evolve(change, thread=evolve(change.thread, id=self._clock.new_id()), opens=False)
+        opened: asyncio.Future[OpenTurn] = asyncio.get_running_loop().create_future()
+
+        def stored(future: asyncio.Future[Change]) -> None:
+            try:
+                turn = self._opened(message, outcome_of(future), ticket)
+                if not turn.repeated:
+                    if order == "replace":  # not before it is stored: a repeat replaces nothing
+                        self._replace(turn)
+                    self._accept(turn, accept)
+            except BaseException as error:
+                ticket.leave()
+                opened.set_exception(busy if busy is not None and isinstance(error, NotFoundError) else error)
+                opened.exception()  # whoever waited may have gone: then nobody is left to hear of it, which is no error
+            else:
+                opened.set_result(turn)
+
+        self.opening.add(opened)
+        opened.add_done_callback(self.opening.discard)
+        self._submit(change).add_done_callback(stored)
+        turn = await asyncio.shield(opened)
+        if turn.repeated:
+            await self._take_up(turn, scope, order)
+            try:
+                self._accept(turn, accept)
+            except BaseException:
+                turn.ticket.leave()
+                raise
+        return turn
+
+    def _accept(self, turn: OpenTurn, accept: Callable[[OpenTurn], None]) -> None:
+        accept(turn)
+        if turn.task is None and not turn.canceled and not turn.repeated:
+            self._wait(turn)
+
+    async def _take_up(self, turn: OpenTurn, scope: Scope, order: TurnOrder) -> None:
+        """Find out what became of the first turn of a message that came again. One that left no trace, because its process died or
+        nobody ever ran it, takes place now."""
+        trace = self._at_work(turn.event.id) or await _trace_of(self._store, turn.event)
+        trace = trace or self._at_work(turn.event.id)  # another repeat may have been quicker
+        turn.status = trace or "waiting"
+        # Beside others nobody waits, so nobody could tell whether another process is at it.
+        unsure = order == "parallel" and not self._broker.alone
+        if trace is None and not unsure and not self.closing and visible(turn.thread, scope):
+            with suppress(ThreadBusyError):
+                turn.ticket = self._lanes.place((scope, turn.thread.id), order)
+                turn.repeated, turn.again = False, True
+
+    async def is_answered(self, opened: OpenTurn) -> bool:
+        """Whether a message that came again through another process was answered there, before this turn got its place."""
+        waited = asyncio.get_running_loop().time() - opened.stored_at
+        if not opened.again and (self._broker.alone or waited < SOON):
+            return False
+        trace = await _trace_of(self._store, opened.event)
+        if trace is not None:
+            opened.repeated, opened.status = True, trace
+        return opened.repeated
+
+    def _opened(self, message: Message, stored: Change, ticket: Ticket) -> OpenTurn:
+        if stored.repeated:
+            ticket.leave()
+        event = stored.events[0]
+        turn = Turn(thread=stored.thread, event_id=event.id, seq=event.seq, assistant_name=self._config.assistant_name)
+        return OpenTurn(
+            message=message,
+            steps=self._steps(turn),
+            event=event,
+            created=stored.created,
+            repeated=stored.repeated,
+            ticket=ticket,
+        )
+
+
+async def _trace_of(store: Store, event: ThreadEvent) -> TurnStatus | None:
+    """How the turn of a message stands, as far as the store knows; None where there is no trace of one.
+
+    Every turn that ends leaves one. So without a trace the turn is still to come, or its process died before it had begun to answer.
+    """
+    with answered():
+        run = await store.run(event.id)  # a turn's first run has the id of its message
+        if run is not None:
+            return run.status
+        query = EventQuery(thread_id=event.thread_id, turn=event.turn_seq, limit=2, oldest_first=True)
+        return "succeeded" if len(await store.events(query)) > 1 else None
