@@ -63,11 +63,14 @@ class Admission:
         # The worker closes: nothing new gets in.
         self.closing = False
 
-    async def open(self, message: Message, accept: Callable[[OpenTurn], None]) -> OpenTurn:
+    async def open(
+        self, message: Message, accept: Callable[[OpenTurn], None], known: Callable[[OpenTurn], None] | None = None
+    ) -> OpenTurn:
         """Store a message and take its place in the thread's queue; `accept` decides what becomes of its turn.
 
-        `accept` is called in the very step in which the message is known to be stored, also when whoever waits here was
-        cancelled meanwhile: a message that is in the database does not stay unanswered because a socket went away.
+        `accept` is called in the very step in which a new message is known to be stored, also when whoever waits here was
+        cancelled meanwhile: a message that is in the database does not stay unanswered because a socket went away. For one that came
+        before, `known` is called in that step, and `accept` once it is clear what became of its turn.
 
         Raises NotFoundError for a thread that is not there or not for this identity, ThreadBusyError for a full queue, ClosingError
         from a worker that closes, StoreError when the database does not say that it did it. Only after the last may it be stored.
@@ -109,6 +112,8 @@ class Admission:
                     if order == "replace":  # not before it is stored: a repeat replaces nothing
                         self._replace(turn)
                     self._accept(turn, accept)
+                elif known is not None:
+                    known(turn)
             except BaseException as error:
                 ticket.leave()
                 opened.set_exception(busy if busy is not None and isinstance(error, NotFoundError) else error)
@@ -182,4 +187,7 @@ async def _trace_of(store: Store, event: ThreadEvent) -> TurnStatus | None:
         if run is not None:
             return run.status
         query = EventQuery(thread_id=event.thread_id, turn=event.turn_seq, limit=2, oldest_first=True)
-        return "succeeded" if len(await store.events(query)) > 1 else None
+        found = await store.events(query)
+        if not found:
+            return "canceled"  # the message is gone, with its thread or by itself
+        return "succeeded" if len(found) > 1 else None

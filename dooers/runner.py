@@ -200,9 +200,11 @@ class Runner:
 
     # ------------------------------------------------------------ a turn opens
 
-    async def open(self, message: Message, accept: Callable[[OpenTurn], None]) -> OpenTurn:
+    async def open(
+        self, message: Message, accept: Callable[[OpenTurn], None], known: Callable[[OpenTurn], None] | None = None
+    ) -> OpenTurn:
         """Store a message and take its place in the thread's queue; `accept` decides what becomes of its turn. See `Admission.open`."""
-        return await self._admission.open(message, accept)
+        return await self._admission.open(message, accept, known)
 
     def _steps(self, turn: Turn) -> Steps:
         return Steps(turn, self.submit, self.sure, self._relay, self._clock, self._config.pipeline_depth)

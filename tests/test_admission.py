@@ -120,6 +120,22 @@ async def test_a_turn_that_shows_nothing_is_not_run_again(bot: Bot) -> None:
     assert bot.ran == 1
 
 
+async def test_a_message_that_is_deleted_while_it_comes_again_is_not_answered(bot: Bot) -> None:
+    async with bot.worker.lifespan():
+        event_id = await bot.leave_unanswered("dispatch")
+        store: Any = bot.worker._parts.store()
+        read = store.run
+
+        async def deleted_meanwhile(run_id: str) -> Any:
+            await store.remove_event(event_id)
+            return await read(run_id)
+
+        store.run = deleted_meanwhile
+        stream = await bot.again()
+        assert (stream.is_repeat, stream.status) == (True, "canceled")
+    assert bot.ran == 0
+
+
 @pytest.mark.parametrize("order", ["queue", "reject", "replace", "parallel"])
 async def test_whatever_the_order_a_repeat_without_a_trace_is_answered(worker_config: WorkerConfig, order: Any) -> None:
     bot = Bot(evolve(worker_config, turn_order=order))

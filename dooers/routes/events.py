@@ -58,14 +58,17 @@ async def event_create(desk: Desk, session: Session, frame: ClientFrame) -> None
     if fresh:
         begin_without(desk, session, thread_id)
 
-    def accept(opened: OpenTurn) -> None:
-        if (opened.repeated or opened.again) and fresh and thread_id != opened.thread.id:
+    def known(opened: OpenTurn) -> None:
+        """It came before: it is shown where it is. At once, as its thread may be deleted in the next moment."""
+        if fresh and thread_id != opened.thread.id:
             desk.broadcast.unsubscribe(session, thread_id)
         # Who has lost sight of a thread since, or shares an empty user id with somebody, learns that it is a repeat, and no more.
-        if (opened.repeated or opened.again) and session.sees(opened.thread):
+        if session.sees(opened.thread):
             if desk.broadcast.is_here(session) and desk.broadcast.subscribe(session, opened.thread.id):
                 begin_without(desk, session, opened.thread.id)
             session.send("event.append", appended(opened.thread.id, [opened.event]))
+
+    def accept(opened: OpenTurn) -> None:
         session.send("ack", ack(frame.id))
         if not opened.repeated:
             session.quota.begin_turn(opened.over)
@@ -73,7 +76,7 @@ async def event_create(desk: Desk, session: Session, frame: ClientFrame) -> None
 
     try:
         with session.quota.posting():
-            await desk.runner.open(message, accept)
+            await desk.runner.open(message, accept, known)
     except Exception:
         if fresh:
             desk.broadcast.unsubscribe(session, thread_id)
