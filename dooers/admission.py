@@ -79,18 +79,7 @@ class Admission:
             raise ClosingError
         scope = scope_of(message.identity, message.worker_id, private=self._config.private_threads)
         check_may_own(scope)
-        change = opening(
-            message.identity,
-            scope,
-            message.content,
-            self._clock,
-            thread_id=message.thread_id,
-            create=message.create,
-            title=message.thread_title,
-            data=message.data,
-            client_event_id=message.client_event_id,
-            repeat_key=message.repeat_key,
-        )
+        change = self._change(message, scope)
         # The place is taken before anything is awaited: turns run in the order in which messages came.
         # With the scope in the key, somebody who may not see a thread cannot stand in its queue either.
         key, order = (scope, change.thread.id), message.handler.order or self._config.turn_order
@@ -133,6 +122,20 @@ class Admission:
                 turn.ticket.leave()
                 raise
         return turn
+
+    def _change(self, message: Message, scope: Scope) -> Change:
+        return opening(
+            message.identity,
+            scope,
+            message.content,
+            self._clock,
+            thread_id=message.thread_id,
+            create=message.create,
+            title=message.thread_title,
+            data=message.data,
+            client_event_id=message.client_event_id,
+            repeat_key=message.repeat_key,
+        )
 
     def _accept(self, turn: OpenTurn, accept: Callable[[OpenTurn], None]) -> None:
         accept(turn)

@@ -6,12 +6,8 @@ The worker is a process of its own (`vital.py`), everybody talks to it over real
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
 import re
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -24,12 +20,10 @@ from attrs import Factory, define, frozen
 
 from dooers.client import Client
 from dooers.exceptions import DisconnectedError, NotFoundError
+from services.workers import WITHIN, Cluster, Node
 
 __all__ = ["Crowd", "Served", "Vitals", "served", "slope"]
 
-ROOT = Path(__file__).parents[2]
-UP_WITHIN = 60.0
-WITHIN = 30.0
 # What the log of a process may hold, beside what uvicorn says of every connection.
 ORDINARY = re.compile(r"^(INFO|.*clients are believed who they say they are)")
 
@@ -51,9 +45,12 @@ class Vitals:
 class Served:
     """A worker's process."""
 
-    process: subprocess.Popen[bytes]
-    log: Path
-    address: str
+    node: Node
+
+    @property
+    def address(self) -> str:
+        """Its host and port."""
+        return self.node.url.removeprefix("ws://").removesuffix("/ws")
 
     async def vitals(self, *, look: bool = False) -> Vitals:
         async with httpx.AsyncClient(trust_env=False, timeout=WITHIN) as http:
@@ -73,38 +70,14 @@ class Served:
     @property
     def complaints(self) -> list[str]:
         """What the log holds that it should not."""
-        return [line for line in self.log.read_text().splitlines() if line and not ORDINARY.match(line)]
+        return [line for line in self.node.said.splitlines() if line and not ORDINARY.match(line)]
 
 
 @contextmanager
 def served(home: Path, **options: Any) -> Iterator[Served]:
     """Serve the worker with these options of its config, until the block ends."""
-    path = [str(ROOT), str(ROOT / "contrib"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    log = home / "served.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "services.vital:app", "--port", "0", "--ws", "websockets-sansio"],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "DOOERS_TEST_WORKER": json.dumps(options)},
-        )
-    try:
-        yield Served(process, log, _address(process, log))
-    finally:
-        process.terminate()
-        try:
-            process.wait(WITHIN)
-        finally:
-            process.kill()
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    until = time.monotonic() + UP_WITHIN
-    while process.poll() is None and time.monotonic() < until:
-        if found := re.search(r"Uvicorn running on http://(\S+)", log.read_text()):
-            return found[1]
-        time.sleep(0.01)
-    raise AssertionError(f"a worker process did not come up:\n{log.read_text()}")
+    with Cluster(options, home, 1, app="services.vital:app").running() as cluster:
+        yield Served(cluster.nodes[0])
 
 
 # ---------------------------------------------------------------- the people

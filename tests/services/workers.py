@@ -93,6 +93,7 @@ class Cluster:
     home: Path
     size: int
     nodes: list[Node] = Factory(list)
+    app: str = "services.worker:app"
 
     @property
     def up(self) -> list[Node]:
@@ -112,7 +113,7 @@ class Cluster:
         log = self.home / f"{uuid4().hex}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "uvicorn", "services.worker:app", "--port", "0", "--ws", "websockets-sansio"],
+                [sys.executable, "-m", "uvicorn", self.app, "--port", "0", "--ws", "websockets-sansio"],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={
