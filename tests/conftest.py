@@ -13,7 +13,7 @@ from dooers import WorkerConfig
 __all__ = ["anyio_backend", "postgres", "postgres_config", "postgres_database", "worker_config"]
 
 # Asserts of the suite that other modules subclass should say what they compared, as those of test modules do.
-pytest.register_assert_rewrite("contract", "brokers.contract")
+pytest.register_assert_rewrite("contract", "failing", "brokers.contract")
 
 
 @pytest.fixture(scope="session")
