@@ -31,7 +31,7 @@ class Json extends AsyncDirective {
       this.setValue(this.shown());
     };
     return html`<div class="json">
-      <pre tabindex="0" aria-label="Data"><code>${typeof this.value === "string" ? first : coloured(first)}${first.length < text.length ? "…" : nothing}</code></pre>
+      <pre><code>${typeof this.value === "string" ? first : coloured(first)}${first.length < text.length ? "…" : nothing}</code></pre>
       ${first.length < text.length ? html`<button type="button" @click=${all}>Show all ${text.length.toLocaleString("en")} characters</button>` : nothing}
     </div>`;
   }
