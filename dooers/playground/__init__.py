@@ -48,7 +48,7 @@ _POLICY = {
 }
 # Of what a browser offers the page needs none but writing to the clipboard, which is what "Copy" does.
 _CLOSED = """
-    bluetooth camera clipboard-read display-capture fullscreen geolocation gyroscope hid microphone midi payment
+    camera clipboard-read display-capture fullscreen geolocation gyroscope hid microphone midi payment
     picture-in-picture publickey-credentials-get screen-wake-lock serial usb
 """
 
