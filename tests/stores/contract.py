@@ -854,7 +854,8 @@ class StoreContract:
             "nowhere": [],
         }
         for text, found in wanted.items():
-            assert [ids[one.id] for one in await store.threads(ThreadQuery(containing=text))] == found, text
+            listed = await store.threads(ThreadQuery(containing=text))
+            assert [ids[one.id] for one in listed] == found, text
             assert await store.count_threads({}, containing=text) == len(found), text
 
     @pytest.mark.parametrize("nothing", [None, ""])
@@ -888,8 +889,8 @@ class StoreContract:
         ):
             title = f"before {text} after"
             thread = await opened(store, title=title)
-            found = [one.title for one in await store.threads(ThreadQuery(containing=text)) if one.id == thread.id]
-            assert found == [title], text
+            found = [one.id for one in await store.threads(ThreadQuery(containing=text))]
+            assert thread.id in found, text
             await store.apply(Change(thread=thread, removes=True))
             assert text == "%" or not await store.threads(ThreadQuery(containing=text + "!")), text
 
