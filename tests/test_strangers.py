@@ -643,6 +643,7 @@ async def test_a_subscription_that_is_refused_takes_no_room_and_says_nothing_whe
 NEEDS: dict[Operation, set[str]] = {
     "thread.read": {"thread.list", "thread.subscribe", "event.list"},
     "thread.post": {"event.create"},
+    "thread.update": {"thread.update"},
     "thread.delete": {"thread.delete"},
     "run.cancel": {"run.cancel"},
     "settings.read": {"settings.subscribe"},

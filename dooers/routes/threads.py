@@ -144,9 +144,8 @@ async def thread_unsubscribe(desk: Desk, session: Session, frame: ClientFrame) -
 async def thread_update(desk: Desk, session: Session, frame: ClientFrame) -> None:
     """A new title, whatever else goes on in the thread: nothing but its column is written."""
     payload: ThreadUpdate = frame.payload
-    title = one_line(payload.title, "payload.title")
     thread = await seen_thread(desk, session, "thread.update", payload.thread_id)
-    patch = {"title": title, "updated_at": desk.clock.now()}
+    patch = {"title": one_line(payload.title, "payload.title"), "updated_at": desk.clock.now()}
     await desk.runner.commit(Change(thread=thread, patch=patch, guard=session.scope))
     session.send("ack", ack(frame.id))
 
