@@ -166,5 +166,8 @@ async def another(context: BrowserContext, url: str) -> Window:
     window.watch()
     await _answer_dialogs(window)
     await window.page.goto(url)
-    await expect(window.connection).to_have_text("Connected")
+    try:
+        await expect(window.connection).to_have_text("Connected")
+    except AssertionError as error:
+        raise AssertionError(f"the page did not connect: {window.faults}") from error
     return window
