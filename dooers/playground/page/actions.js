@@ -324,11 +324,17 @@ export async function patch(fieldId, value) {
   } catch (error) {
     // Undone meanwhile, or typed on: the answer is to what is no longer there.
     if (settings.drafts.get(fieldId) === draft)
-      settings.errors.set(fieldId, error instanceof Lost ? "Not saved: the connection went away" : error.message);
+      settings.errors.set(fieldId, faultOf(error));
   }
   if (settings.saving.get(fieldId) === draft) settings.saving.delete(fieldId);
   changed();
 }
+
+/** What is wrong with a draft, and whether that may pass by itself. */
+const faultOf = (error) =>
+  error instanceof Lost
+    ? { message: "Not saved: there is no connection", passing: true }
+    : { message: error.message, passing: ["RATE_LIMITED", "CLOSING", "SERVER_ERROR"].includes(error.code) };
 
 // ---------------------------------------------------------------- words
 

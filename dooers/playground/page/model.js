@@ -37,7 +37,7 @@ const newSettings = () => ({
   state: "loading", // ready, refused (with `why` and `code`)
   fields: [], // as on the wire
   drafts: new Map(),
-  errors: new Map(), // field id -> what the worker says is wrong with the draft
+  errors: new Map(), // field id -> {message, passing}: what is wrong with the draft
   saving: new Map(), // field id -> the draft that is on its way
   saved: new Set(), // field ids, for a moment
 });

@@ -7,10 +7,10 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 const FIELDS = {
   organization_id: { label: "Organization", required: true },
   workspace_id: { label: "Workspace", required: true },
-  user_id: { label: "User", required: true },
+  user_id: { label: "User", required: true, wide: true },
   user_name: { label: "Name" },
-  user_role: { label: "Role", help: "What a worker's permissions go by, such as admin or member" },
-  auth_token: { label: "Token", type: "password", help: "Given to the worker's authenticate hook. It is kept for this tab only." },
+  user_role: { label: "Role" },
+  auth_token: { label: "Token", type: "password", wide: true, help: "Given to the worker's authenticate hook. It is kept for this tab only." },
 };
 
 // What is being typed, until it is connected with; null: whoever one is.
@@ -25,11 +25,11 @@ export function identity({ identity: me, config, link }) {
       Another identity sees other threads.
       ${config.authenticated
         ? "This worker has an authenticate hook: it decides who you are, whatever is claimed here."
-        : "This worker has no authenticate hook, so it believes whatever is claimed here."}
+        : "This worker has no authenticate hook, so it believes whatever is claimed here, the role that its permissions go by too."}
     </p>
     <form autocomplete="off" novalidate @submit=${connect}>
       ${Object.entries(FIELDS).map(([name, field]) => input(name, field, form[name]))}
-      <div class="controls">
+      <div class="controls wide">
         <button type="submit" class="primary">Connect</button>
         ${typed === null ? nothing : html`<button type="button" @click=${() => type(null)}>Reset</button>`}
       </div>
@@ -46,7 +46,7 @@ const standing = (me, link) => html`<div class="standing ${link.state}" role="st
   ${link.state === "refused" ? html`<p class="why">The worker says: ${link.error.message}</p>` : nothing}
 </div>`;
 
-const input = (name, { label, type: kind = "text", required = false, help }, value) => html`<div class="setting">
+const input = (name, { label, type: kind = "text", required = false, wide = false, help }, value) => html`<div class="setting ${wide ? "wide" : ""}">
   <div class="head"><label for="identity-${name}">${label}</label>${required ? nothing : html`<span class="mark">Optional</span>`}</div>
   <input
     id="identity-${name}"
@@ -59,10 +59,10 @@ const input = (name, { label, type: kind = "text", required = false, help }, val
     autocapitalize="none"
     spellcheck="false"
     aria-invalid=${missing.has(name) ? "true" : nothing}
-    aria-describedby="identity-${name}-help identity-${name}-error"
+    aria-describedby="${help ? `identity-${name}-help ` : ""}identity-${name}-error"
     @input=${(event) => change(name, event.target.value)}
   />
-  <small id="identity-${name}-help">${help ?? nothing}</small>
+  ${help ? html`<small id="identity-${name}-help">${help}</small>` : nothing}
   <div class="fault" role="alert" id="identity-${name}-error">
     ${missing.has(name) ? html`<span>Expected an id: a worker takes an empty one for nobody</span>` : nothing}
   </div>

@@ -37,6 +37,7 @@ export const panel = (state) => html`
           ([name, { label }]) => html`<button
             role="tab"
             id="tab-${name}"
+            data-label=${label}
             aria-selected=${state.panel === name}
             aria-controls="tabpanel"
             tabindex=${state.panel === name ? 0 : -1}

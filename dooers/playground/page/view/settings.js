@@ -109,8 +109,10 @@ function setting(form, field) {
       ${mark(form, field, draft, error)}${away(field, value)}
     </div>
     ${field.type === "checkbox" ? nothing : input}
-    ${field.help ? html`<small id="${name}-help">${field.help}</small>` : nothing}
-    ${counted(field, value, `${name}-count`)} ${theirs(field, draft, `${name}-elsewhere`)} ${fault(field, error, `${name}-error`)}
+    <div class="about">
+      ${field.help ? html`<small id="${name}-help">${field.help}</small>` : nothing}${counted(field, value, `${name}-count`)}
+    </div>
+    ${theirs(field, draft, `${name}-elsewhere`)} ${fault(field, error, `${name}-error`)}
   </div>`;
 }
 
@@ -135,7 +137,7 @@ function away(field, value) {
 function counted({ max_length: most }, value, id) {
   if (typeof most !== "number" || typeof value !== "string") return nothing;
   const length = [...value].length; // as the worker counts: code points
-  return html`<small id=${id} class=${length > most ? "over" : ""}>${length} of ${most} characters</small>`;
+  return html`<small id=${id} class=${length > most ? "over" : ""}>${length} of ${most}<span class="unseen"> characters</span></small>`;
 }
 
 /** Whether somebody else has set what is being changed here. */
@@ -143,20 +145,20 @@ const elsewhere = (field, draft) => draft !== undefined && field.value !== draft
 
 const theirs = (field, draft, id) =>
   elsewhere(field, draft)
-    ? html`<p class="theirs" id=${id}>
-        <span>Changed elsewhere to <b>${worded(field, field.value)}</b></span>
-        <button type="button" @click=${() => undo(field.id)}>Take that</button>
+    ? html`<p class="theirs">
+        <span id=${id}>Changed elsewhere to <b>${worded(field, field.value)}</b></span>
+        <button type="button" @click=${() => back(field)}>Take that</button>
       </p>`
     : nothing;
 
-// The alert is there before there is something to say in it: that is when it is read out.
-const fault = (field, error, id) => html`<div class="fault" role="alert" id=${id}>
-  ${error === undefined
+const fault = (field, error, id) =>
+  error === undefined
     ? nothing
-    : html`<span>${error.startsWith(`${field.id}: `) ? error.slice(field.id.length + 2) : error}</span>
-        <button type="button" @click=${() => retry(field)}>Try again</button>
-        <button type="button" @click=${() => undo(field.id)}>Undo</button>`}
-</div>`;
+    : html`<div class="fault">
+        <span role="alert" id=${id}>${error.message.startsWith(`${field.id}: `) ? error.message.slice(field.id.length + 2) : error.message}</span>
+        ${error.passing ? html`<button type="button" @click=${() => retry(field)}>Try again</button>` : nothing}
+        <button type="button" @click=${() => back(field)}>Undo</button>
+      </div>`;
 
 function worded(field, value) {
   if (value === null) return "not set";
@@ -258,7 +260,7 @@ const textOf = (value) => (value === null ? "" : String(value)).replace(/\r\n?/g
 
 /** Have an input show a text. Where somebody is in it, the caret stays. */
 const shows = (text) => (input) => {
-  if (input === undefined || input.value === text || input.validity.badInput) return;
+  if (input === undefined || input.value === text) return;
   const { selectionStart: start, selectionEnd: end, selectionDirection: direction } = input;
   input.value = text;
   if (start !== null && input === document.activeElement) input.setSelectionRange(start, end, direction);
@@ -288,10 +290,15 @@ function commit(field, input) {
   return send(field, meant(field, typed.value));
 }
 
-function retry(field) {
+const retry = (field) => send(field, meant(field, now.settings.drafts.get(field.id)?.value ?? null));
+
+/** Show again what the worker has. The focus goes to the field, as the button that had it is gone then. */
+function back(field) {
   const input = document.getElementById(nameOf(field.id));
-  if (input?.validity?.badInput) return input.focus();
-  return send(field, meant(field, now.settings.drafts.get(field.id)?.value ?? null));
+  // What is no number and no date has no value that could be told from the old one.
+  if (input?.validity?.badInput) input.value = "";
+  undo(field.id);
+  input?.focus();
 }
 
 function send(field, value) {
@@ -311,6 +318,6 @@ function meant(field, value) {
 
 function wrong(field, message) {
   if (!now.settings.drafts.has(field.id)) draft(field.id, "");
-  now.settings.errors.set(field.id, message);
+  now.settings.errors.set(field.id, { message, passing: false });
   changed();
 }
