@@ -18,7 +18,7 @@ let opened = new Set();
 export function frames({ frames: seen }) {
   const shown = seen.all.filter(sieve(seen));
   return html`<div class="pane feed">
-    <div class="top">
+    <div class="top sticky">
       <input
         type="search"
         aria-label="Filter frames"

@@ -47,7 +47,7 @@ const standing = (me, link) => html`<div class="standing ${link.state}" role="st
 </div>`;
 
 const input = (name, { label, type: kind = "text", required = false, wide = false, help }, value) => html`<div class="setting ${wide ? "wide" : ""}">
-  <div class="head"><label for="identity-${name}">${label}</label>${required ? nothing : html`<span class="mark">Optional</span>`}</div>
+  <div class="head"><label for="identity-${name}">${label}</label>${required || kind === "password" ? nothing : html`<span class="mark">Optional</span>`}</div>
   <input
     id="identity-${name}"
     name=${name}
@@ -63,9 +63,9 @@ const input = (name, { label, type: kind = "text", required = false, wide = fals
     @input=${(event) => change(name, event.target.value)}
   />
   ${help ? html`<small id="identity-${name}-help">${help}</small>` : nothing}
-  <div class="fault" role="alert" id="identity-${name}-error">
-    ${missing.has(name) ? html`<span>Expected an id: a worker takes an empty one for nobody</span>` : nothing}
-  </div>
+  ${missing.has(name)
+    ? html`<div class="fault"><span role="alert" id="identity-${name}-error">Expected an id: a worker takes an empty one for nobody</span></div>`
+    : nothing}
 </div>`;
 
 function type(form) {

@@ -19,6 +19,7 @@ export function settings({ settings: form, link }) {
   if (form.state === "refused" || (form.state === "ready" && form.fields.length === 0)) return none();
   if (form.fields.length === 0) return waiting(link);
   return html`<div class="pane settings">
+    <p class="small">Of the whole worker, for everybody. What you change is saved when you leave the field.</p>
     ${form.fields.map((item, index) => (item.fields === undefined ? setting(form, item) : group(form, item, index)))}
     <p class="unseen" role="status">${[...form.saved].map((id) => `${labelOf(fieldOf(form.fields, id))}: saved`).join(", ")}</p>
   </div>`;
@@ -100,18 +101,14 @@ function setting(form, field) {
   ].flatMap(([told, what]) => (told ? `${name}-${what}` : []));
   const at = { field, name, value, error, tells: tells.length === 0 ? nothing : tells.join(" ") };
   const input = Object.hasOwn(INPUTS, field.type) ? INPUTS[field.type](at) : unknown(field);
-  const label = html`${labelOf(field)}${field.required ? html`<span class="required" title="Required" aria-hidden="true"> *</span>` : nothing}`;
+  const check = field.type === "checkbox";
   const labelled = Object.hasOwn(INPUTS, field.type) && field.type !== "image";
-  return html`<div class="setting ${field.type === "checkbox" ? "check" : ""} ${error === undefined ? "" : "wrong"}">
-    <div class="head">
-      ${field.type === "checkbox" ? input : nothing}
-      ${labelled ? html`<label for=${name}>${label}</label>` : html`<span class="label">${label}</span>`}
-      ${mark(form, field, draft, error)}${away(field, value)}
-    </div>
-    ${field.type === "checkbox" ? nothing : input}
-    <div class="about">
-      ${field.help ? html`<small id="${name}-help">${field.help}</small>` : nothing}${counted(field, value, `${name}-count`)}
-    </div>
+  const label = labelled
+    ? html`<label for=${name} class=${field.required ? "required" : ""}>${labelOf(field)}</label>`
+    : html`<span class="label">${labelOf(field)}</span>`;
+  return html`<div class="setting ${check ? "check" : ""}">
+    <div class="head">${check ? input : nothing}${label}${mark(form, field, draft, error)}</div>
+    ${check ? nothing : input} ${away(field, value)} ${about(field, value, name)}
     ${theirs(field, draft, `${name}-elsewhere`)} ${fault(field, error, `${name}-error`)}
   </div>`;
 }
@@ -123,7 +120,7 @@ function mark(form, field, draft, error) {
   if (draft !== undefined) return html`<span class="mark">Not saved yet</span>`;
   if (form.saved.has(field.id)) return html`<span class="mark good">Saved</span>`;
   if (field.readonly && field.type !== "image") return html`<span class="mark">Read only</span>`;
-  if (field.value === null && field.type !== "image") return html`<span class="mark">Not set</span>`;
+  if (field.value === null && !["image", "select"].includes(field.type)) return html`<span class="mark">Not set</span>`;
   return field.type === "password" ? html`<span class="mark">Set</span>` : nothing;
 }
 
@@ -131,13 +128,22 @@ function mark(form, field, draft, error) {
 function away(field, value) {
   const one = field.type === "password" ? "Remove" : ["text", "textarea", "email", "checkbox"].includes(field.type) ? "Unset" : null;
   if (one === null || value === null || field.required || field.readonly) return nothing;
-  return html`<button type="button" class="quiet" aria-label="${one} ${labelOf(field)}" @click=${() => give(field, null)}>${one}</button>`;
+  return html`<button type="button" class="quiet" @click=${() => give(field, null)}>
+    ${one}<span class="unseen"> ${labelOf(field)}</span>
+  </button>`;
 }
 
-function counted({ max_length: most }, value, id) {
-  if (typeof most !== "number" || typeof value !== "string") return nothing;
-  const length = [...value].length; // as the worker counts: code points
-  return html`<small id=${id} class=${length > most ? "over" : ""}>${length} of ${most}<span class="unseen"> characters</span></small>`;
+/** What is said under an input: what it is for, and how much of the room is used. */
+function about({ help, max_length: most }, value, name) {
+  const counts = typeof most === "number" && typeof value === "string";
+  if (!help && !counts) return nothing;
+  const length = counts ? [...value].length : 0; // as the worker counts: code points
+  return html`<div class="about">
+    ${help ? html`<small id="${name}-help">${help}</small>` : nothing}
+    ${counts
+      ? html`<small id="${name}-count" class=${length > most ? "over" : ""}>${length} of ${most}<span class="unseen"> characters</span></small>`
+      : nothing}
+  </div>`;
 }
 
 /** Whether somebody else has set what is being changed here. */
