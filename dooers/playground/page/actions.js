@@ -9,8 +9,10 @@ const PAGE = 50;
 const FOLLOWED = 10;
 const SPOKEN = 6000;
 const SHOWN_AS_SAVED = 2500;
-// Who was connected as lately, for the identity panel.
-const REMEMBERED = 6;
+// Identities that were connected as, for the identity panel.
+const LATELY = 6;
+// Likes and dislikes that a reload does not forget: the worker takes them, and does not give them back.
+const REMEMBERED = 500;
 
 let link;
 let notes = 0;
@@ -20,6 +22,7 @@ export function begin(config, url) {
   state.config = config;
   state.identity = recall("identity") ?? newIdentity();
   state.unsent = recall("unsent") ?? [];
+  state.opinions = new Map(recall("opinions") ?? []);
   state.open = named();
   link = new Link(url, hello, {
     status,
@@ -61,6 +64,7 @@ export function become(identity) {
   Object.assign(state, empty(), { identity });
   keep("identity", identity);
   keep("unsent", []);
+  keep("opinions", []);
   address(null);
   link.open();
   changed();
@@ -71,13 +75,13 @@ export function recentIdentities() {
   const known = read("localStorage", "recent");
   if (!Array.isArray(known)) return [];
   const isText = (value) => typeof value === "string";
-  return known.filter((one) => one !== null && Object.keys(newIdentity()).every((key) => isText(one[key]))).slice(0, REMEMBERED);
+  return known.filter((one) => one !== null && Object.keys(newIdentity()).every((key) => isText(one[key]))).slice(0, LATELY);
 }
 
 function remember(identity) {
   const bare = { ...identity, auth_token: "" };
   const others = recentIdentities().filter((one) => !sameIdentity(one, bare));
-  write("localStorage", "recent", [bare, ...others].slice(0, REMEMBERED));
+  write("localStorage", "recent", [bare, ...others].slice(0, LATELY));
 }
 
 /** Whether two are the same person, whatever proves it. */
@@ -128,7 +132,12 @@ function arrived({ type, payload }) {
     keep("unsent", state.unsent);
     // The thread that our first message has opened is the one that is looked at.
     const mine = payload.events.find((event) => beginning.delete(event.client_event_id));
-    if (mine !== undefined && state.open === null) look(payload.thread_id);
+    if (mine === undefined) return;
+    if (state.open === null) look(payload.thread_id);
+    for (const message of state.unsent.filter((one) => one.thread === null && one.state === "waiting")) {
+      message.thread = payload.thread_id; // was said in the same conversation, before it had an id
+      post(message);
+    }
   }
   if (type === "thread.deleted" && named() === payload.thread_id) {
     address(null);
@@ -213,7 +222,9 @@ export async function loadOlder(id) {
   if (talk === undefined || talk.loading || !talk.older) return;
   talk.loading = true;
   try {
-    takeOlder(state, id, await link.ask("event.list", { thread_id: id, before_event_id: talk.events[0].id, limit: 100 }));
+    const page = await link.ask("event.list", { thread_id: id, before_event_id: talk.events[0].id, limit: 100 });
+    // Read anew in between, the talk begins elsewhere.
+    if (state.talks.get(id) === talk) takeOlder(state, id, page);
   } catch (error) {
     tell(error);
   }
@@ -226,8 +237,9 @@ export const remove = (id) => ask("thread.delete", { thread_id: id });
 
 // ---------------------------------------------------------------- messages
 
-// Keys of messages that open a thread, until it is there.
+// Keys of messages that open a thread, until it is there, and of those that are on their way.
 const beginning = new Set();
+const posting = new Set();
 
 /** Say something where we are: content parts as on the wire. It is kept until the worker has it, and said once. */
 export function send(content) {
@@ -239,6 +251,10 @@ export function send(content) {
 }
 
 async function post(message) {
+  // What is said before a conversation has begun waits for it, or each message would begin one.
+  const first = state.unsent.find((one) => one.thread === null && one.state === "waiting");
+  if (posting.has(message.key) || (message.thread === null && message !== first)) return;
+  posting.add(message.key);
   if (message.thread === null) beginning.add(message.key);
   const event = { type: "message", actor: "user", content: message.content };
   const where = message.thread === null ? {} : { thread_id: message.thread };
@@ -246,8 +262,9 @@ async function post(message) {
     await link.ask("event.create", { ...where, client_event_id: message.key, event });
     // It is taken off the list when it is seen; not before, and not if it never is.
   } catch (error) {
-    if (error instanceof Refused) await refused(message, error);
+    if (error instanceof Refused) refused(message, error);
   }
+  posting.delete(message.key);
   keep("unsent", state.unsent);
   changed();
 }
@@ -256,10 +273,14 @@ function refused(message, error) {
   if (error.code !== "RATE_LIMITED" && error.code !== "CLOSING") {
     Object.assign(message, { state: "refused", error: error.message });
     beginning.delete(message.key);
-    return undefined;
-  }
-  setTimeout(() => state.unsent.includes(message) && post(message), 1000 * (error.retryAfter ?? 1));
-  return undefined;
+    if (message.thread === null) next();
+  } else setTimeout(() => state.unsent.includes(message) && post(message), 1000 * (error.retryAfter ?? 1));
+}
+
+/** Begin the conversation with the next message that waits for it. */
+function next() {
+  const message = state.unsent.find((one) => one.thread === null && one.state === "waiting");
+  if (message !== undefined && link.ready) post(message);
 }
 
 /** Say a message that was refused again, or take it back. */
@@ -271,6 +292,8 @@ export function resend(message) {
 
 export function discard(message) {
   state.unsent = state.unsent.filter((one) => one !== message);
+  beginning.delete(message.key);
+  if (message.thread === null) next();
   keep("unsent", state.unsent);
   changed();
 }
@@ -283,7 +306,8 @@ export async function judge(eventId, feedback, reason) {
   const payload = { target_type: "event", target_id: eventId, feedback };
   const done = await ask("feedback", reason === "" ? payload : { ...payload, reason });
   if (!done) return;
-  state.opinions.set(eventId, feedback);
+  state.opinions = new Map([...state.opinions, [eventId, feedback]].slice(-REMEMBERED));
+  keep("opinions", [...state.opinions]);
   say("Thank you, the worker was told");
 }
 

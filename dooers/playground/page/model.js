@@ -64,7 +64,7 @@ export const newTalk = () => ({
 // ---------------------------------------------------------------- what is pushed
 
 const TAKE = {
-  "thread.upsert": (state, { thread }) => state.threads.set(thread.id, thread),
+  "thread.upsert": (state, { thread }) => know(state, [thread]),
   "thread.deleted": (state, { thread_id: id }) => forget(state, id),
   "event.append": (state, { thread_id: id, events }) => append(state, id, events),
   "event.delta": (state, piece) => grow(state, piece),
@@ -95,21 +95,21 @@ export function take(state, { type, payload }) {
 
 /** Take a `thread.snapshot`: the whole view of a thread, or what came since the event `after`. */
 export function takeSnapshot(state, { thread, events, runs, has_more: more }, after = null) {
-  state.threads.set(thread.id, thread);
+  know(state, [thread]);
   let talk = state.talks.get(thread.id);
   const stored = events.filter((event) => !event.streaming);
   // Asked for what came after an event that is no longer known, the worker gives the newest ones.
   const gap = after !== null && stored.length > 0 && talk !== undefined && stored[0].seq > lastSeq(talk) + 1;
   if (talk === undefined || after === null || gap) {
     talk = newTalk();
-    talk.older = after === null || gap ? more : false;
+    talk.older = after === null || gap ? more : (stored[0]?.seq ?? 1) > 1;
     state.talks.set(thread.id, talk);
   }
   talk.loading = false;
   talk.growing.clear();
   talk.runs = new Map([...talk.runs].filter(([, run]) => run.status !== "running"));
   for (const run of runs) talk.runs.set(run.id, run);
-  append(state, thread.id, events);
+  append(state, thread.id, events, false);
 }
 
 /** Take a page of older events. */
@@ -122,12 +122,19 @@ export function takeOlder(state, id, { events, has_more: more }) {
 
 /** Take a page of the list of threads. */
 export function takeThreads(state, listing, { threads, cursor = null, total_count: total = null }) {
-  for (const thread of threads) state.threads.set(thread.id, thread);
+  know(state, threads);
   Object.assign(listing, { cursor, total: total ?? listing.total, loading: false, loaded: true });
   listing.until = cursor === null ? null : threads.at(-1)?.last_event_at ?? listing.until;
 }
 
-function append(state, id, events) {
+// What is drawn from a map asks whether it is still the same one: a change makes a new one.
+function know(state, threads) {
+  state.threads = new Map(state.threads);
+  for (const thread of threads) state.threads.set(thread.id, thread);
+}
+
+/** Events of a thread; `live` if they just happened: only then is it known that nobody has answered them. */
+function append(state, id, events, live = true) {
   const keys = new Set(events.map((event) => event.client_event_id));
   const begun = state.unsent.some((message) => message.thread === null && keys.has(message.key));
   state.unsent = state.unsent.filter((message) => !keys.has(message.key));
@@ -142,9 +149,10 @@ function append(state, id, events) {
       continue;
     }
     talk.growing.delete(event.id);
+    if (talk.ids.has(event.id)) continue; // a repeat: it was answered, or is counted
     // In a queue the answers come in order, so one answer means that its message waits no more.
-    if (event.actor === "user") talk.awaited.add(event.id);
-    else talk.awaited.delete([...talk.awaited][0]);
+    if (event.actor !== "user") talk.awaited.delete([...talk.awaited][0]);
+    else if (live) talk.awaited.add(event.id);
   }
   insert(talk, events.filter((event) => !event.streaming));
 }
@@ -168,7 +176,7 @@ function grow(state, { thread_id: id, event_id: eventId, run_id: runId, text }) 
 function takeRun(state, run) {
   const talk = state.talks.get(run.thread_id);
   if (talk === undefined) return;
-  talk.runs.set(run.id, run);
+  talk.runs = new Map(talk.runs).set(run.id, run);
   talk.awaited.delete(run.id); // the first run of a turn has its message's id
   if (run.status === "running") return;
   for (const message of talk.growing.values()) if (message.run_id === run.id) talk.growing.delete(message.id);
@@ -176,7 +184,7 @@ function takeRun(state, run) {
 
 /** Forget a thread that is gone. */
 export function forget(state, id) {
-  state.threads.delete(id);
+  state.threads = new Map([...state.threads].filter(([known]) => known !== id));
   state.talks.delete(id);
   state.unsent = state.unsent.filter((message) => message.thread !== id);
   if (state.open === id) state.open = null;
@@ -205,10 +213,13 @@ export const runningOf = (talk) => [...talk.runs.values()].filter((run) => run.s
 /** The `seq` of the last event that is known to be stored. */
 export const lastSeq = (talk) => talk.events.at(-1)?.seq ?? 0;
 
-/** The message that an answer answers: the last one of a person before it. */
+/** The message that an answer answers: the one whose run it belongs to, else the last one of a person before it. */
 export function asked(talk, event) {
   const at = talk.events.indexOf(event);
-  return talk.events.findLast((one, index) => index < (at < 0 ? Infinity : at) && one.actor === "user");
+  return (
+    talk.events.find((one) => one.id === event.run_id) ??
+    talk.events.findLast((one, index) => index < (at < 0 ? Infinity : at) && one.actor === "user")
+  );
 }
 
 /** A field of the settings, in whatever group. */

@@ -47,7 +47,7 @@ const standing = (me, link) => html`<div class="standing ${link.state}" role="st
 </div>`;
 
 const input = (name, { label, type: kind = "text", required = false, wide = false, help }, value) => html`<div class="setting ${wide ? "wide" : ""}">
-  <div class="head"><label for="identity-${name}">${label}</label>${required || kind === "password" ? nothing : html`<span class="mark">Optional</span>`}</div>
+  <div class="head"><label for="identity-${name}">${label}</label>${required || kind === "password" ? nothing : html`<span class="stand">Optional</span>`}</div>
   <input
     id="identity-${name}"
     name=${name}

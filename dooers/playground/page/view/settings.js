@@ -115,13 +115,13 @@ function setting(form, field) {
 
 /** How it stands with a field: one word beside its label. */
 function mark(form, field, draft, error) {
-  if (form.saving.has(field.id)) return html`<span class="mark">Saving…</span>`;
+  if (form.saving.has(field.id)) return html`<span class="stand">Saving…</span>`;
   if (error !== undefined) return nothing;
-  if (draft !== undefined) return html`<span class="mark">Not saved yet</span>`;
-  if (form.saved.has(field.id)) return html`<span class="mark good">Saved</span>`;
-  if (field.readonly && field.type !== "image") return html`<span class="mark">Read only</span>`;
-  if (field.value === null && !["image", "select"].includes(field.type)) return html`<span class="mark">Not set</span>`;
-  return field.type === "password" ? html`<span class="mark">Set</span>` : nothing;
+  if (draft !== undefined) return html`<span class="stand">Not saved yet</span>`;
+  if (form.saved.has(field.id)) return html`<span class="stand good">Saved</span>`;
+  if (field.readonly && field.type !== "image") return html`<span class="stand">Read only</span>`;
+  if (field.value === null && !["image", "select"].includes(field.type)) return html`<span class="stand">Not set</span>`;
+  return field.type === "password" ? html`<span class="stand">Set</span>` : nothing;
 }
 
 /** The way back to nothing, for what has no empty input of its own. */
@@ -151,7 +151,7 @@ const elsewhere = (field, draft) => draft !== undefined && field.value !== draft
 
 const theirs = (field, draft, id) =>
   elsewhere(field, draft)
-    ? html`<p class="theirs">
+    ? html`<p class="elsewhere">
         <span id=${id}>Changed elsewhere to <b>${worded(field, field.value)}</b></span>
         <button type="button" @click=${() => back(field)}>Take that</button>
       </p>`
