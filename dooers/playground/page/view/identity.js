@@ -101,7 +101,7 @@ function recent(me, config) {
   const others = recentIdentities().filter((one) => me === null || !sameIdentity(one, me));
   if (others.length === 0) return nothing;
   return html`<section class="recent" aria-labelledby="identity-recent">
-    <h3 id="identity-recent">Lately</h3>
+    <h2 id="identity-recent">Lately</h2>
     ${others.map(
       (one) => html`<button type="button" @click=${() => again(one, config)}>
         <b>${one.user_name || one.user_id}</b>${one.user_role ? html` <span class="tag">${one.user_role}</span>` : nothing}

@@ -31,7 +31,7 @@ export const panel = (state) => html`
     ${ref(over.matches ? alone : beside)}
     @keydown=${escape}
   >
-    <header>
+    <header role="presentation">
       <div role="tablist" aria-label="Panels" @keydown=${move}>
         ${Object.entries(TABS).map(
           ([name, { label }]) => html`<button

@@ -65,7 +65,7 @@ function group(form, { id, label, fields, collapsible }, index) {
   const name = `settings-group-${index}`;
   if (!collapsible)
     return html`<div class="group" role="group" aria-labelledby=${name}>
-      <h3 id=${name}>${label || id}</h3>
+      <h2 id=${name}>${label || id}</h2>
       ${inner}
     </div>`;
   const open = folds.get(id) ?? collapsible === "open";
