@@ -75,7 +75,7 @@ function sieve({ filter, side }) {
   return (frame) => {
     if (side !== "both" && frame.direction !== side) return false;
     if (text === "") return true;
-    if (!hits.has(frame)) hits.set(frame, frame.text.toLowerCase().includes(text) || frame.type.toLowerCase().includes(text));
+    if (!hits.has(frame)) hits.set(frame, frame.text.toLowerCase().includes(text) || String(frame.type).toLowerCase().includes(text));
     return hits.get(frame);
   };
 }

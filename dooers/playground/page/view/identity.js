@@ -22,7 +22,7 @@ export function identity({ identity: me, config, link }) {
   return html`<div class="pane identity">
     ${standing(me, link)}
     <p class="small">
-      Another identity sees other threads.
+      Another organization or workspace sees other threads, and another user does where the worker has <code>private_threads</code>.
       ${config.authenticated
         ? "This worker has an authenticate hook: it decides who you are, whatever is claimed here."
         : "This worker has no authenticate hook, so it believes whatever is claimed here, the role that its permissions go by too."}
@@ -42,7 +42,7 @@ const STANDING = { open: "You are", connecting: "Connecting as", waiting: "Offli
 
 const standing = (me, link) => html`<div class="standing ${link.state}" role="status">
   <p><span class="small">${STANDING[link.state]}</span> <b>${me?.user_name || me?.user_id || "nobody"}</b>${me?.user_role ? html` <span class="tag">${me.user_role}</span>` : nothing}</p>
-  <p class="small">${me?.user_id} · ${me?.organization_id} / ${me?.workspace_id}</p>
+  <p class="small">${me?.user_id || "no user"} · ${me?.organization_id} / ${me?.workspace_id}</p>
   ${link.state === "refused" ? html`<p class="why">The worker says: ${link.error.message}</p>` : nothing}
 </div>`;
 

@@ -229,7 +229,7 @@ const area = ({ field, name, value, error, tells }) => html`<textarea
 const NOT_SET = "-";
 
 function select({ field, name, value, error, tells }) {
-  const { options } = field;
+  const options = field.options ?? [];
   const at = options.findIndex((option) => option.value === value);
   const chosen = at >= 0 ? String(at) : value === null ? NOT_SET : "gone";
   const hasNull = options.some((option) => option.value === null);
@@ -290,7 +290,7 @@ function give(field, value) {
 /** Send what was typed, if it is something new. */
 function commit(field, input) {
   clearTimeout(timers.get(field.id));
-  if (input.validity.badInput) return wrong(field, field.type === "date" ? "expected a whole date" : "expected a number");
+  if (input.isConnected && input.validity.badInput) return wrong(field, field.type === "date" ? "expected a whole date" : "expected a number");
   const typed = now.settings.drafts.get(field.id);
   if (typed === undefined || typed.tried) return undefined;
   return send(field, meant(field, typed.value));
