@@ -8,8 +8,7 @@ const PAGE = 50;
 // Threads that are followed beside the open one, so that going back to them is instant.
 const FOLLOWED = 10;
 const SPOKEN = 6000;
-const SHOWN_AS_SAVED = 2500;
-// Identities that were connected as, for the identity panel.
+// Who was connected as lately, for the identity panel.
 const LATELY = 6;
 // Likes and dislikes that a reload does not forget: the worker takes them, and does not give them back.
 const REMEMBERED = 500;
@@ -344,7 +343,6 @@ export async function patch(fieldId, value) {
     if (later === draft) settings.drafts.delete(fieldId);
     else if (later !== undefined) later.base = fieldOf(state.settings.fields, fieldId)?.value;
     settings.saved.add(fieldId);
-    setTimeout(() => settings.saved.delete(fieldId) && changed(), SHOWN_AS_SAVED);
   } catch (error) {
     // Undone meanwhile, or typed on: the answer is to what is no longer there.
     if (settings.drafts.get(fieldId) === draft)

@@ -21,8 +21,14 @@ export function settings({ settings: form, link }) {
   return html`<div class="pane settings">
     <p class="small">Of the whole worker, for everybody. What you change is saved when you leave the field.</p>
     ${form.fields.map((item, index) => (item.fields === undefined ? setting(form, item) : group(form, item, index)))}
-    <p class="unseen" role="status">${[...form.saved].map((id) => `${labelOf(fieldOf(form.fields, id))}: saved`).join(", ")}</p>
+    <p class="unseen" role="status">${lastSaved(form)}</p>
   </div>`;
+}
+
+/** What a screen reader is told: it reads all of it anew, so it is the last one alone. */
+function lastSaved({ saved, fields }) {
+  const field = fieldOf(fields, [...saved].at(-1));
+  return field === undefined ? "" : `${labelOf(field)}: saved`;
 }
 
 const waiting = (link) =>
