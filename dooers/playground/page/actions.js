@@ -8,7 +8,6 @@ const PAGE = 50;
 // Threads that are followed beside the open one, so that going back to them is instant.
 const FOLLOWED = 10;
 const SPOKEN = 6000;
-const SHOWN_AS_SAVED = 2500;
 // Who was connected as lately, for the identity panel.
 const LATELY = 6;
 // Likes and dislikes that a reload does not forget: the worker takes them, and does not give them back.
@@ -344,15 +343,20 @@ export async function patch(fieldId, value) {
     if (later === draft) settings.drafts.delete(fieldId);
     else if (later !== undefined) later.base = fieldOf(state.settings.fields, fieldId)?.value;
     settings.saved.add(fieldId);
-    setTimeout(() => settings.saved.delete(fieldId) && changed(), SHOWN_AS_SAVED);
   } catch (error) {
     // Undone meanwhile, or typed on: the answer is to what is no longer there.
     if (settings.drafts.get(fieldId) === draft)
-      settings.errors.set(fieldId, error instanceof Lost ? "Not saved: the connection went away" : error.message);
+      settings.errors.set(fieldId, faultOf(error));
   }
   if (settings.saving.get(fieldId) === draft) settings.saving.delete(fieldId);
   changed();
 }
+
+/** What is wrong with a draft, and whether that may pass by itself. */
+const faultOf = (error) =>
+  error instanceof Lost
+    ? { message: "Not saved: there is no connection", passing: true }
+    : { message: error.message, passing: ["RATE_LIMITED", "CLOSING", "SERVER_ERROR"].includes(error.code) };
 
 // ---------------------------------------------------------------- words
 

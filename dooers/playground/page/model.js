@@ -37,9 +37,9 @@ const newSettings = () => ({
   state: "loading", // ready, refused (with `why` and `code`)
   fields: [], // as on the wire
   drafts: new Map(),
-  errors: new Map(), // field id -> what the worker says is wrong with the draft
+  errors: new Map(), // field id -> {message, passing}: what is wrong with the draft
   saving: new Map(), // field id -> the draft that is on its way
-  saved: new Set(), // field ids, for a moment
+  saved: new Set(), // field ids, the last one last, until they are changed again
 });
 
 /** What was counted and heard. `skipped` is what came while it was paused. */
@@ -75,6 +75,7 @@ const TAKE = {
   "settings.patch": (state, { field_id: id, value }) => {
     const field = fieldOf(state.settings.fields, id);
     if (field !== undefined) field.value = value;
+    state.settings.saved.delete(id); // one of ours is told before it is acknowledged, so it is there again in a moment
   },
   "analytics.event": (state, event) => {
     const { events, counts, paused } = state.analytics;

@@ -20,10 +20,7 @@ export function analytics({ analytics: heard, threads, link }) {
   const { events, only } = heard;
   const shown = only === null ? events : events.filter((event) => event.event === only);
   return html`<div class="pane feed">
-    <div class="top">
-      <div class="controls">${controls(heard, () => pause(heard), () => clear(heard))}</div>
-      ${bars(heard)}
-    </div>
+    ${top(heard, bars(heard))}
     <p class="small count">${only === null ? "Newest first" : html`Only <b>${only}</b>, newest first`}</p>
     ${repeat(shown, (event) => event, (event) => guard([event, opened.has(event), threads.has(event.thread_id)], () => line(event, threads)))}
     ${shown.length === 0 ? html`<p class="small count">None of them is kept any more.</p>` : nothing}
@@ -35,13 +32,20 @@ const refused = ({ why }) =>
 
 const none = (heard, link) =>
   heard.paused
-    ? html`<div class="pane feed"><div class="controls">${controls(heard, () => pause(heard), () => clear(heard))}</div></div>`
+    ? html`<div class="pane feed">
+        ${top(heard)} ${note("analytics", "Paused", html`<p>What comes meanwhile is neither counted nor kept.</p>`)}
+      </div>`
     : note(
         "analytics",
         link.state === "open" ? "Nothing was counted yet" : "Analytics are shown when the worker is there.",
         html`<p>Threads, messages, runs, errors and feedback are counted as they happen. Say something, and look here again.</p>
           <p>Handlers count what else matters: <code>await analytics.track("order.placed", {...})</code></p>`,
       );
+
+const top = (heard, more = nothing) => html`<div class="top">
+  <div class="controls">${controls(heard, () => pause(heard), () => clear(heard))}</div>
+  ${more}
+</div>`;
 
 function pause(heard) {
   Object.assign(heard, { paused: !heard.paused, skipped: 0 });
@@ -63,8 +67,8 @@ function bars(heard) {
       ${counts.slice(0, BARS).map(
         ([name, count]) => html`<li>
           <button type="button" aria-pressed=${heard.only === name} title="Show only these" @click=${() => pick(heard, name)}>
-            <span class="name">${name}</span><b>${count.toLocaleString("en")}</b>
             <svg viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true"><rect width=${(100 * count) / most} height="1" /></svg>
+            <span class="name">${name}</span><b>${count.toLocaleString("en")}</b>
           </button>
         </li>`,
       )}
@@ -89,7 +93,7 @@ const line = (event, threads) =>
     key: event,
     opened,
     again: changed,
-    summary: html`<span class="name">${event.event}</span><span class="who">${event.user_id ?? ""}</span><time>${clock(event.timestamp)}</time>`,
+    summary: html`<span class="name">${event.event}</span><span class="by">${event.user_id ?? ""}</span><time>${clock(event.timestamp)}</time>`,
     inside: () => html`
       ${threads.has(event.thread_id)
         ? html`<button type="button" @click=${() => go(event.thread_id)}>Go to ${threads.get(event.thread_id).title || "its conversation"}</button>`

@@ -1,13 +1,13 @@
 // The inspector: what went over the wire, newest first. A frame never changes, so its row is drawn once, and what is out of sight is
 // left to the browser not to draw.
 
-import { say } from "../actions.js";
 import { changed } from "../store.js";
 import { guard } from "../vendor/lit-html/directives/guard.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { copy } from "./copy.js";
 import { icon } from "./icons.js";
-import { json } from "./json.js";
+import { json, textOf } from "./json.js";
 import { note } from "./note.js";
 import { clock, controls, row, sized } from "./rows.js";
 
@@ -18,7 +18,7 @@ let opened = new Set();
 export function frames({ frames: seen }) {
   const shown = seen.all.filter(sieve(seen));
   return html`<div class="pane feed">
-    <div class="top">
+    <div class="top sticky">
       <input
         type="search"
         aria-label="Filter frames"
@@ -75,7 +75,7 @@ function sieve({ filter, side }) {
   return (frame) => {
     if (side !== "both" && frame.direction !== side) return false;
     if (text === "") return true;
-    if (!hits.has(frame)) hits.set(frame, frame.text.toLowerCase().includes(text) || frame.type.toLowerCase().includes(text));
+    if (!hits.has(frame)) hits.set(frame, frame.text.toLowerCase().includes(text) || String(frame.type).toLowerCase().includes(text));
     return hits.get(frame);
   };
 }
@@ -87,8 +87,8 @@ const line = (frame) =>
     opened,
     again: changed,
     summary: html`<span class="way" aria-hidden="true">${frame.direction === "out" ? "↑" : "↓"}</span><span class="unseen">${frame.direction}</span>
-      <span class="name">${frame.type}</span><span class="who">${sized(frame.size)}</span><time>${clock(frame.at)}</time>`,
-    inside: () => html`<button type="button" @click=${() => copy(frame)}>${icon("copy")}Copy</button>${json(parsed(frame.text))}`,
+      <span class="name">${frame.type}</span><span class="by">${sized(frame.size)}</span><time>${clock(frame.at)}</time>`,
+    inside: () => html`<button type="button" @click=${() => copy(textOf(parsed(frame.text)))}>${icon("copy")}Copy</button>${json(parsed(frame.text))}`,
   });
 
 const isRefusal = ({ type, text }) => type === "ack" && /"ok":\s*false/.test(text);
@@ -99,15 +99,5 @@ function parsed(text) {
     return JSON.parse(text);
   } catch {
     return text;
-  }
-}
-
-async function copy({ text }) {
-  const value = parsed(text);
-  try {
-    await navigator.clipboard.writeText(typeof value === "string" ? value : JSON.stringify(value, null, 2));
-    say("The frame was copied");
-  } catch {
-    say("The browser does not let this page copy", "bad");
   }
 }

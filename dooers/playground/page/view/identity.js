@@ -7,10 +7,10 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 const FIELDS = {
   organization_id: { label: "Organization", required: true },
   workspace_id: { label: "Workspace", required: true },
-  user_id: { label: "User", required: true },
+  user_id: { label: "User", required: true, wide: true },
   user_name: { label: "Name" },
-  user_role: { label: "Role", help: "What a worker's permissions go by, such as admin or member" },
-  auth_token: { label: "Token", type: "password", help: "Given to the worker's authenticate hook. It is kept for this tab only." },
+  user_role: { label: "Role" },
+  auth_token: { label: "Token", type: "password", wide: true, help: "Given to the worker's authenticate hook. It is kept for this tab only." },
 };
 
 // What is being typed, until it is connected with; null: whoever one is.
@@ -22,14 +22,14 @@ export function identity({ identity: me, config, link }) {
   return html`<div class="pane identity">
     ${standing(me, link)}
     <p class="small">
-      Another identity sees other threads.
+      Another organization or workspace sees other threads, and another user does where the worker has <code>private_threads</code>.
       ${config.authenticated
         ? "This worker has an authenticate hook: it decides who you are, whatever is claimed here."
-        : "This worker has no authenticate hook, so it believes whatever is claimed here."}
+        : "This worker has no authenticate hook, so it believes whatever is claimed here, the role that its permissions go by too."}
     </p>
     <form autocomplete="off" novalidate @submit=${connect}>
       ${Object.entries(FIELDS).map(([name, field]) => input(name, field, form[name]))}
-      <div class="controls">
+      <div class="controls wide">
         <button type="submit" class="primary">Connect</button>
         ${typed === null ? nothing : html`<button type="button" @click=${() => type(null)}>Reset</button>`}
       </div>
@@ -42,12 +42,12 @@ const STANDING = { open: "You are", connecting: "Connecting as", waiting: "Offli
 
 const standing = (me, link) => html`<div class="standing ${link.state}" role="status">
   <p><span class="small">${STANDING[link.state]}</span> <b>${me?.user_name || me?.user_id || "nobody"}</b>${me?.user_role ? html` <span class="tag">${me.user_role}</span>` : nothing}</p>
-  <p class="small">${me?.user_id} · ${me?.organization_id} / ${me?.workspace_id}</p>
+  <p class="small">${me?.user_id || "no user"} · ${me?.organization_id} / ${me?.workspace_id}</p>
   ${link.state === "refused" ? html`<p class="why">The worker says: ${link.error.message}</p>` : nothing}
 </div>`;
 
-const input = (name, { label, type: kind = "text", required = false, help }, value) => html`<div class="setting">
-  <div class="head"><label for="identity-${name}">${label}</label>${required ? nothing : html`<span class="mark">Optional</span>`}</div>
+const input = (name, { label, type: kind = "text", required = false, wide = false, help }, value) => html`<div class="setting ${wide ? "wide" : ""}">
+  <div class="head"><label for="identity-${name}">${label}</label>${required || kind === "password" ? nothing : html`<span class="stand">Optional</span>`}</div>
   <input
     id="identity-${name}"
     name=${name}
@@ -59,13 +59,13 @@ const input = (name, { label, type: kind = "text", required = false, help }, val
     autocapitalize="none"
     spellcheck="false"
     aria-invalid=${missing.has(name) ? "true" : nothing}
-    aria-describedby="identity-${name}-help identity-${name}-error"
+    aria-describedby="${help ? `identity-${name}-help ` : ""}identity-${name}-error"
     @input=${(event) => change(name, event.target.value)}
   />
-  <small id="identity-${name}-help">${help ?? nothing}</small>
-  <div class="fault" role="alert" id="identity-${name}-error">
-    ${missing.has(name) ? html`<span>Expected an id: a worker takes an empty one for nobody</span>` : nothing}
-  </div>
+  ${help ? html`<small id="identity-${name}-help">${help}</small>` : nothing}
+  ${missing.has(name)
+    ? html`<div class="fault"><span role="alert" id="identity-${name}-error">Expected an id: a worker takes an empty one for nobody</span></div>`
+    : nothing}
 </div>`;
 
 function type(form) {
@@ -101,7 +101,7 @@ function recent(me, config) {
   const others = recentIdentities().filter((one) => me === null || !sameIdentity(one, me));
   if (others.length === 0) return nothing;
   return html`<section class="recent" aria-labelledby="identity-recent">
-    <h3 id="identity-recent">Lately</h3>
+    <h2 id="identity-recent">Lately</h2>
     ${others.map(
       (one) => html`<button type="button" @click=${() => again(one, config)}>
         <b>${one.user_name || one.user_id}</b>${one.user_role ? html` <span class="tag">${one.user_role}</span>` : nothing}

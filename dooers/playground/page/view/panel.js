@@ -31,12 +31,13 @@ export const panel = (state) => html`
     ${ref(over.matches ? alone : beside)}
     @keydown=${escape}
   >
-    <header>
+    <header role="presentation">
       <div role="tablist" aria-label="Panels" @keydown=${move}>
         ${Object.entries(TABS).map(
           ([name, { label }]) => html`<button
             role="tab"
             id="tab-${name}"
+            data-label=${label}
             aria-selected=${state.panel === name}
             aria-controls="tabpanel"
             tabindex=${state.panel === name ? 0 : -1}

@@ -19,9 +19,16 @@ export function settings({ settings: form, link }) {
   if (form.state === "refused" || (form.state === "ready" && form.fields.length === 0)) return none();
   if (form.fields.length === 0) return waiting(link);
   return html`<div class="pane settings">
+    <p class="small">Of the whole worker, for everybody. What you change is saved when you leave the field.</p>
     ${form.fields.map((item, index) => (item.fields === undefined ? setting(form, item) : group(form, item, index)))}
-    <p class="unseen" role="status">${[...form.saved].map((id) => `${labelOf(fieldOf(form.fields, id))}: saved`).join(", ")}</p>
+    <p class="unseen" role="status">${lastSaved(form)}</p>
   </div>`;
+}
+
+/** What a screen reader is told: it reads all of it anew, so it is the last one alone. */
+function lastSaved({ saved, fields }) {
+  const field = fieldOf(fields, [...saved].at(-1));
+  return field === undefined ? "" : `${labelOf(field)}: saved`;
 }
 
 const waiting = (link) =>
@@ -64,7 +71,7 @@ function group(form, { id, label, fields, collapsible }, index) {
   const name = `settings-group-${index}`;
   if (!collapsible)
     return html`<div class="group" role="group" aria-labelledby=${name}>
-      <h3 id=${name}>${label || id}</h3>
+      <h2 id=${name}>${label || id}</h2>
       ${inner}
     </div>`;
   const open = folds.get(id) ?? collapsible === "open";
@@ -100,42 +107,49 @@ function setting(form, field) {
   ].flatMap(([told, what]) => (told ? `${name}-${what}` : []));
   const at = { field, name, value, error, tells: tells.length === 0 ? nothing : tells.join(" ") };
   const input = Object.hasOwn(INPUTS, field.type) ? INPUTS[field.type](at) : unknown(field);
-  const label = html`${labelOf(field)}${field.required ? html`<span class="required" title="Required" aria-hidden="true"> *</span>` : nothing}`;
+  const check = field.type === "checkbox";
   const labelled = Object.hasOwn(INPUTS, field.type) && field.type !== "image";
-  return html`<div class="setting ${field.type === "checkbox" ? "check" : ""} ${error === undefined ? "" : "wrong"}">
-    <div class="head">
-      ${field.type === "checkbox" ? input : nothing}
-      ${labelled ? html`<label for=${name}>${label}</label>` : html`<span class="label">${label}</span>`}
-      ${mark(form, field, draft, error)}${away(field, value)}
-    </div>
-    ${field.type === "checkbox" ? nothing : input}
-    ${field.help ? html`<small id="${name}-help">${field.help}</small>` : nothing}
-    ${counted(field, value, `${name}-count`)} ${theirs(field, draft, `${name}-elsewhere`)} ${fault(field, error, `${name}-error`)}
+  const label = labelled
+    ? html`<label for=${name} class=${field.required ? "required" : ""}>${labelOf(field)}</label>`
+    : html`<span class="label">${labelOf(field)}</span>`;
+  return html`<div class="setting ${check ? "check" : ""}">
+    <div class="head">${check ? input : nothing}${label}${mark(form, field, draft, error)}</div>
+    ${check ? nothing : input} ${away(field, value)} ${about(field, value, name)}
+    ${theirs(field, draft, `${name}-elsewhere`)} ${fault(field, error, `${name}-error`)}
   </div>`;
 }
 
 /** How it stands with a field: one word beside its label. */
 function mark(form, field, draft, error) {
-  if (form.saving.has(field.id)) return html`<span class="mark">Saving…</span>`;
+  if (form.saving.has(field.id)) return html`<span class="stand">Saving…</span>`;
   if (error !== undefined) return nothing;
-  if (draft !== undefined) return html`<span class="mark">Not saved yet</span>`;
-  if (form.saved.has(field.id)) return html`<span class="mark good">Saved</span>`;
-  if (field.readonly && field.type !== "image") return html`<span class="mark">Read only</span>`;
-  if (field.value === null && field.type !== "image") return html`<span class="mark">Not set</span>`;
-  return field.type === "password" ? html`<span class="mark">Set</span>` : nothing;
+  if (draft !== undefined) return html`<span class="stand">Not saved yet</span>`;
+  if (form.saved.has(field.id)) return html`<span class="stand good">Saved</span>`;
+  if (field.readonly && field.type !== "image") return html`<span class="stand">Read only</span>`;
+  if (field.value === null && !["image", "select"].includes(field.type)) return html`<span class="stand">Not set</span>`;
+  return field.type === "password" ? html`<span class="stand">Set</span>` : nothing;
 }
 
 /** The way back to nothing, for what has no empty input of its own. */
 function away(field, value) {
   const one = field.type === "password" ? "Remove" : ["text", "textarea", "email", "checkbox"].includes(field.type) ? "Unset" : null;
   if (one === null || value === null || field.required || field.readonly) return nothing;
-  return html`<button type="button" class="quiet" aria-label="${one} ${labelOf(field)}" @click=${() => give(field, null)}>${one}</button>`;
+  return html`<button type="button" class="quiet" @click=${() => give(field, null)}>
+    ${one}<span class="unseen"> ${labelOf(field)}</span>
+  </button>`;
 }
 
-function counted({ max_length: most }, value, id) {
-  if (typeof most !== "number" || typeof value !== "string") return nothing;
-  const length = [...value].length; // as the worker counts: code points
-  return html`<small id=${id} class=${length > most ? "over" : ""}>${length} of ${most} characters</small>`;
+/** What is said under an input: what it is for, and how much of the room is used. */
+function about({ help, max_length: most }, value, name) {
+  const counts = typeof most === "number" && typeof value === "string";
+  if (!help && !counts) return nothing;
+  const length = counts ? [...value].length : 0; // as the worker counts: code points
+  return html`<div class="about">
+    ${help ? html`<small id="${name}-help">${help}</small>` : nothing}
+    ${counts
+      ? html`<small id="${name}-count" class=${length > most ? "over" : ""}>${length} of ${most}<span class="unseen"> characters</span></small>`
+      : nothing}
+  </div>`;
 }
 
 /** Whether somebody else has set what is being changed here. */
@@ -143,20 +157,20 @@ const elsewhere = (field, draft) => draft !== undefined && field.value !== draft
 
 const theirs = (field, draft, id) =>
   elsewhere(field, draft)
-    ? html`<p class="theirs" id=${id}>
-        <span>Changed elsewhere to <b>${worded(field, field.value)}</b></span>
-        <button type="button" @click=${() => undo(field.id)}>Take that</button>
+    ? html`<p class="elsewhere">
+        <span id=${id}>Changed elsewhere to <b>${worded(field, field.value)}</b></span>
+        <button type="button" @click=${() => back(field)}>Take that</button>
       </p>`
     : nothing;
 
-// The alert is there before there is something to say in it: that is when it is read out.
-const fault = (field, error, id) => html`<div class="fault" role="alert" id=${id}>
-  ${error === undefined
+const fault = (field, error, id) =>
+  error === undefined
     ? nothing
-    : html`<span>${error.startsWith(`${field.id}: `) ? error.slice(field.id.length + 2) : error}</span>
-        <button type="button" @click=${() => retry(field)}>Try again</button>
-        <button type="button" @click=${() => undo(field.id)}>Undo</button>`}
-</div>`;
+    : html`<div class="fault">
+        <span role="alert" id=${id}>${error.message.startsWith(`${field.id}: `) ? error.message.slice(field.id.length + 2) : error.message}</span>
+        ${error.passing ? html`<button type="button" @click=${() => retry(field)}>Try again</button>` : nothing}
+        <button type="button" @click=${() => back(field)}>Undo</button>
+      </div>`;
 
 function worded(field, value) {
   if (value === null) return "not set";
@@ -221,7 +235,7 @@ const area = ({ field, name, value, error, tells }) => html`<textarea
 const NOT_SET = "-";
 
 function select({ field, name, value, error, tells }) {
-  const { options } = field;
+  const options = field.options ?? [];
   const at = options.findIndex((option) => option.value === value);
   const chosen = at >= 0 ? String(at) : value === null ? NOT_SET : "gone";
   const hasNull = options.some((option) => option.value === null);
@@ -258,7 +272,7 @@ const textOf = (value) => (value === null ? "" : String(value)).replace(/\r\n?/g
 
 /** Have an input show a text. Where somebody is in it, the caret stays. */
 const shows = (text) => (input) => {
-  if (input === undefined || input.value === text || input.validity.badInput) return;
+  if (input === undefined || input.value === text) return;
   const { selectionStart: start, selectionEnd: end, selectionDirection: direction } = input;
   input.value = text;
   if (start !== null && input === document.activeElement) input.setSelectionRange(start, end, direction);
@@ -282,16 +296,21 @@ function give(field, value) {
 /** Send what was typed, if it is something new. */
 function commit(field, input) {
   clearTimeout(timers.get(field.id));
-  if (input.validity.badInput) return wrong(field, field.type === "date" ? "expected a whole date" : "expected a number");
+  if (input.isConnected && input.validity.badInput) return wrong(field, field.type === "date" ? "expected a whole date" : "expected a number");
   const typed = now.settings.drafts.get(field.id);
   if (typed === undefined || typed.tried) return undefined;
   return send(field, meant(field, typed.value));
 }
 
-function retry(field) {
+const retry = (field) => send(field, meant(field, now.settings.drafts.get(field.id)?.value ?? null));
+
+/** Show again what the worker has. The focus goes to the field, as the button that had it is gone then. */
+function back(field) {
   const input = document.getElementById(nameOf(field.id));
-  if (input?.validity?.badInput) return input.focus();
-  return send(field, meant(field, now.settings.drafts.get(field.id)?.value ?? null));
+  // What is no number and no date has no value that could be told from the old one.
+  if (input?.validity?.badInput) input.value = "";
+  undo(field.id);
+  input?.focus();
 }
 
 function send(field, value) {
@@ -311,6 +330,6 @@ function meant(field, value) {
 
 function wrong(field, message) {
   if (!now.settings.drafts.has(field.id)) draft(field.id, "");
-  now.settings.errors.set(field.id, message);
+  now.settings.errors.set(field.id, { message, passing: false });
   changed();
 }
