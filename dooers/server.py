@@ -117,7 +117,7 @@ class WorkerServer(Registration):
 
     # ------------------------------------------------------------ the doors
 
-    def asgi_app(self) -> ASGIApp:
+    def asgi_app(self, *, playground: bool = False) -> ASGIApp:
         """The whole application: the WebSocket at `/ws`, `/health` (live), `/ready` (store reachable). Mount it anywhere.
 
         With a lifespan it opens and closes the worker; mounted where none reaches it, the worker opens on first use.
