@@ -14,7 +14,7 @@ __all__ = ["rotate_keys"]
 
 @app.command("rotate-keys", rich_help_panel=KEEP, epilog="Example: `dooers rotate-keys examples.quickstart:worker`")
 def rotate_keys(
-    target: WorkerTarget,
+    target: WorkerTarget = None,
 ) -> None:
     """Seal the passwords in a worker's settings with its newest key, those still in clear too.
 

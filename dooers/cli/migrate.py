@@ -22,7 +22,7 @@ __all__ = ["migrate"]
     epilog="Examples: `dooers migrate examples.quickstart:worker`, `dooers migrate examples.quickstart:worker --check`",
 )
 def migrate(
-    target: WorkerTarget,
+    target: WorkerTarget = None,
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing; end with 0 if it is up to date, 1 if not, 2 on an error.")
     ] = False,

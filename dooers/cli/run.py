@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from dooers.cli.target import TargetError, load
-from dooers.cli.terminal import BEGIN, app, fail, to_log
+from dooers.cli.target import TargetError, load, named
+from dooers.cli.terminal import BEGIN, WorkerTarget, app, fail, to_log
 
 __all__ = ["run"]
 
@@ -20,12 +20,7 @@ __all__ = ["run"]
     epilog="Examples: `dooers run app:worker --open`, `dooers run examples.quickstart:worker --port 8001 --reload`",
 )
 def run(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE:NAME", help="Where the worker or application is, e.g. `examples.quickstart:worker`."
-        ),
-    ],
+    target: WorkerTarget = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
     reload: Annotated[bool, typer.Option("--reload", help="Start again whenever a file here changes.")] = False,
@@ -48,6 +43,7 @@ def run(
     sys.path.insert(0, str(Path.cwd()))
     to_log()
     try:
+        target = named(target)
         served = load(target)
         listening = listen(host, port)
     except TargetError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import tomllib
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
@@ -16,7 +17,7 @@ from typing import Any
 from dooers.cli.terminal import to_log
 from dooers.server import WorkerServer
 
-__all__ = ["TargetError", "load", "worker_of"]
+__all__ = ["TargetError", "load", "named", "worker_of"]
 
 
 class TargetError(Exception):
@@ -42,8 +43,27 @@ def load(target: str) -> Any:
     return found
 
 
-def worker_of(target: str) -> WorkerServer:
+def named(target: str | None) -> str:
+    """What was named, or else what the project here says that its worker is. TargetError where neither does."""
+    if target is not None:
+        return target
+    try:
+        with Path("pyproject.toml").open("rb") as file:
+            worker = tomllib.load(file).get("tool", {}).get("dooers", {}).get("worker")
+    except FileNotFoundError:
+        worker = None
+    except (tomllib.TOMLDecodeError, OSError) as error:
+        raise TargetError(f"pyproject.toml cannot be read: {error}") from None
+    if not isinstance(worker, str):
+        raise TargetError(
+            'expected MODULE:NAME, e.g. app:worker; or name it once in pyproject.toml, as [tool.dooers] worker = "app:worker"'
+        )
+    return worker
+
+
+def worker_of(target: str | None) -> WorkerServer:
     """The worker that a command is about: looked for in the current directory first."""
+    target = named(target)
     sys.path.insert(0, str(Path.cwd()))
     to_log()
     worker = load(target)

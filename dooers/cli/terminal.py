@@ -24,8 +24,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks show local variables, and so secrets
 )
 
+# Which worker: what a command takes first. None: the one that the project here names.
 WorkerTarget: TypeAlias = Annotated[
-    str, typer.Argument(metavar="MODULE:NAME", help="Where the worker is, e.g. `examples.quickstart:worker`.")
+    str | None,
+    typer.Argument(
+        metavar="MODULE:NAME",
+        help="Where the worker is, e.g. `app:worker`; by default what `pyproject.toml` names, `[tool.dooers] worker`.",
+        show_default=False,
+    ),
 ]
 
 

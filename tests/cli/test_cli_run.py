@@ -58,16 +58,19 @@ THEIRS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served")
+def bot(folder: Path) -> Path:
     (folder / "bot.py").write_text(BOT)
     return folder
 
 
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    return bot(tmp_path)
+
+
 @pytest.fixture(scope="module")
-def served(here: Path) -> Iterator[Served]:
-    with dooers_run("bot:worker", here) as running:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with dooers_run("bot:worker", bot(tmp_path_factory.mktemp("served"))) as running:
         yield running
 
 
