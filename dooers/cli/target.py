@@ -7,6 +7,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from difflib import get_close_matches
 from importlib import import_module
 from operator import attrgetter
@@ -66,7 +67,8 @@ def worker_of(target: str | None) -> WorkerServer:
     target = named(target)
     sys.path.insert(0, str(Path.cwd()))
     to_log()
-    worker = load(target)
+    with redirect_stdout(sys.stderr):  # what a module says while it is imported is no answer of ours
+        worker = load(target)
     if not isinstance(worker, WorkerServer):
         raise TargetError(f"{target} is an ASGI application; expected the WorkerServer itself")
     return worker
