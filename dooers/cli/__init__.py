@@ -13,7 +13,20 @@ except ModuleNotFoundError as missing:
     raise SystemExit("pip install 'dooers-workers-server[cli]'") from None
 
 # In the order of `dooers --help`: each registers its command.
-from dooers.cli import new, run, chat, check, migrate, keys  # noqa: I001
+from dooers.cli import new, run, chat, check, migrate, keys, exporting, importing  # noqa: I001
 from dooers.cli.target import TargetError, load
 
-__all__ = ["TargetError", "app", "chat", "check", "keys", "load", "main", "migrate", "new", "run"]
+__all__ = [
+    "TargetError",
+    "app",
+    "chat",
+    "check",
+    "exporting",
+    "importing",
+    "keys",
+    "load",
+    "main",
+    "migrate",
+    "new",
+    "run",
+]

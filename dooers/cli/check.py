@@ -15,7 +15,7 @@ from attrs import asdict, frozen
 
 from dooers.cli.guard import is_loopback
 from dooers.cli.target import TargetError, named, worker_of
-from dooers.cli.terminal import KEEP, WorkerTarget, app, out
+from dooers.cli.terminal import KEEP, WorkerTarget, app, counted, out
 from dooers.codec import dumps
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError
@@ -100,11 +100,7 @@ def _show(findings: list[Finding]) -> None:
             console.print(f"{indent}→ " if which == 0 else f"{indent}> ", end="")
             console.print(printable(finding.mend), markup=False, soft_wrap=True)
     faults, notes = (sum(finding.status == status for finding in findings) for status in ("fault", "note"))
-    console.print(f"\n{_count(faults, 'fault')}, {_count(notes, 'note')}", soft_wrap=True)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+    console.print(f"\n{counted(faults, 'fault')}, {counted(notes, 'note')}", soft_wrap=True)
 
 
 # ---------------------------------------------------------------- what was registered

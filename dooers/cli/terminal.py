@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn, TypeAlias
 import typer
 from rich.console import Console
 
-__all__ = ["BEGIN", "KEEP", "WorkerTarget", "app", "fail", "main", "notes", "out", "to_log"]
+__all__ = ["BEGIN", "KEEP", "WorkerTarget", "app", "counted", "fail", "main", "notes", "out", "to_log"]
 
 # The headings of `dooers --help`.
 BEGIN, KEEP = "Begin", "Look after"
@@ -64,6 +64,11 @@ def fail(message: str, status: int) -> NoReturn:
 
     notes().print(printable(f"dooers: {message}"), style="red", markup=False, soft_wrap=True)
     raise SystemExit(status)  # not typer's: this is also said where typer is not around
+
+
+def counted(number: int, what: str) -> str:
+    """`1 thread`, `2 threads`, `no threads`."""
+    return f"{f'{number:,}' if number else 'no'} {what}{'' if number == 1 else 's'}"
 
 
 def to_log() -> None:
