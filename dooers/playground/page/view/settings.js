@@ -112,7 +112,7 @@ function setting(form, field) {
   const label = labelled
     ? html`<label for=${name} class=${field.required ? "required" : ""}>${labelOf(field)}</label>`
     : html`<span class="label">${labelOf(field)}</span>`;
-  return html`<div class="setting ${check ? "check" : ""}">
+  return html`<div class="setting ${check ? "check" : ""}" @focusout=${(event) => left(field, event)}>
     <div class="head">${check ? input : nothing}${label}${mark(form, field, draft, error)}</div>
     ${check ? nothing : input} ${away(field, value)} ${about(field, value, name)}
     ${theirs(field, draft, `${name}-elsewhere`)} ${fault(field, error, `${name}-error`)}
@@ -215,7 +215,6 @@ function typed({ field, name, value, error, tells }, type) {
     aria-describedby=${tells}
     @input=${(event) => draft(field.id, event.target.value)}
     @change=${(event) => (type === "number" || type === "date" ? later(field, event.target) : commit(field, event.target))}
-    @blur=${(event) => commit(field, event.target)}
   />`;
 }
 
@@ -229,7 +228,6 @@ const area = ({ field, name, value, error, tells }) => html`<textarea
   aria-invalid=${error === undefined ? nothing : "true"}
   aria-describedby=${tells}
   @input=${(event) => draft(field.id, event.target.value)}
-  @blur=${(event) => commit(field, event.target)}
 ></textarea>`;
 
 const NOT_SET = "-";
@@ -291,6 +289,12 @@ function later(field, input) {
 function give(field, value) {
   draft(field.id, value);
   send(field, value);
+}
+
+/** Leaving a field sends what was typed in it; going from its input to its own buttons is not leaving it. */
+function left(field, { currentTarget: setting, relatedTarget: to }) {
+  const input = document.getElementById(nameOf(field.id));
+  if (input !== null && !setting.contains(to)) commit(field, input);
 }
 
 /** Send what was typed, if it is something new. */
