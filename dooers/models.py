@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from re import compile as pattern
 from typing import Any, Literal, TypeAlias
 
 from attrs import Factory, field, frozen
 
-from dooers.exceptions import InvalidValueError, quoted
+from dooers.exceptions import InvalidValueError, TooLargeError, quoted
 
 __all__ = [
     "Actor",
@@ -36,6 +37,7 @@ __all__ = [
     "ThreadQuery",
     "User",
     "check_id",
+    "one_line",
     "text_of",
 ]
 
@@ -46,6 +48,7 @@ RunStatus: TypeAlias = Literal["running", "succeeded", "failed", "canceled"]
 Operation: TypeAlias = Literal[
     "thread.read",
     "thread.post",
+    "thread.update",
     "thread.delete",
     "run.cancel",
     "settings.read",
@@ -123,6 +126,22 @@ def check_id(value: str, path: str) -> str:
     if len(value) > MAX_ID:
         raise InvalidValueError(f"{path}: expected at most {MAX_ID} characters, got {len(value)}")
     return value
+
+
+# A line of a list, or what somebody looks for in one.
+MAX_LINE = 200
+_BREAKS = pattern(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+def one_line(text: str | None, path: str) -> str | None:
+    """A text of people as one line: without line breaks, control characters, and space around it. None where nothing is left.
+
+    TooLargeError for more than a title may have.
+    """
+    line = "" if text is None else _BREAKS.sub(" ", text).strip()
+    if len(line) > MAX_LINE:
+        raise TooLargeError(f"{path}: at most {MAX_LINE} characters, got {len(line)}")
+    return line or None
 
 
 def _or_empty(value: str | None) -> str:
@@ -308,8 +327,9 @@ class Change:
     `guard`      the thread must lie in this scope, else NotFoundError and nothing is written
     `during`     the run that this is a part of, which must be running: once it is over nothing is written, and that is NotFoundError.
                  It may be unknown only to a Change that has it among its `runs`. For Changes that append
-    `patch`      columns of the thread to set (`title`, `metadata`); never the whole row
+    `patch`      columns of the thread to set (`title`, `metadata`, its times); never the whole row
     `events`     to append, in order
+    `skips`      how many numbers are left out before its events: an import keeps the numbers that its events have
     `runs`       to insert, or to close if they exist
     `removes`    the thread goes, with everything in it
     `repeat_key` unique: when an earlier change carried the same, nothing is written and that one comes back as `repeated`
@@ -324,10 +344,16 @@ class Change:
     during: str | None = None
     patch: dict[str, Any] = Factory(dict)
     events: tuple[ThreadEvent, ...] = ()
+    skips: int = 0
     runs: tuple[Run, ...] = ()
     removes: bool = False
     repeat_key: str | None = None
     repeated: bool = False
+
+    @property
+    def takes(self) -> int:
+        """How many numbers of its thread it uses up."""
+        return self.skips + len(self.events) if self.events else 0
 
 
 @frozen(kw_only=True)
@@ -351,20 +377,26 @@ class EventQuery:
 
 @frozen(kw_only=True)
 class ThreadQuery:
-    """Which threads, the most recently active first. `equal` compares columns; `before` is where the last page ended."""
+    """Which threads, the most recently active first. `equal` compares columns; `before` is where the last page ended.
+
+    `containing` keeps those whose title has this text in it, in whatever case; no text keeps all. `until` is the last place to look at.
+    """
 
     equal: dict[str, str] = Factory(dict)
     limit: int = 50
     before: tuple[datetime, str] | None = None
+    until: tuple[datetime, str] | None = None
+    containing: str | None = None
     oldest_first: bool = False
 
 
 @frozen(kw_only=True)
 class RunQuery:
-    """Which runs, the latest first. `equal` compares columns, and `worker_id` that of their thread."""
+    """Which runs, the latest first. `equal` compares columns, and `worker_id` that of their thread; `before` as with threads."""
 
     equal: dict[str, str] = Factory(dict)
     limit: int = 50
+    before: tuple[datetime, str] | None = None
     oldest_first: bool = False
 
 

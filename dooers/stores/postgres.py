@@ -176,7 +176,7 @@ class PostgresStore:
             return [evolve(first, thread=thread)]
         if creates(first):
             created = created or (unsure and thread.created_at == first.thread.created_at)
-            events = numbered(first, thread.last_seq - len(first.events))
+            events = numbered(first, thread.last_seq - first.takes)
             return [evolve(first, thread=thread, events=events, created=created)]
         return as_stored(thread, changes)
 
@@ -214,7 +214,7 @@ class PostgresStore:
                 change,
                 thread=thread,
                 events=tuple(kept[event.id] for event in change.events),
-                created=creates(change) and kept[change.events[0].id].seq == 1,
+                created=creates(change) and kept[change.events[0].id].seq == 1 + change.skips,
             )
             for change in changes
         ]
@@ -253,8 +253,14 @@ class PostgresStore:
     async def threads(self, query: ThreadQuery) -> list[Thread]:
         return [thread_of(row) for row in await self._fetch(self._sql.list_threads(query))]
 
-    async def count_threads(self, equal: Mapping[str, str], at_most: int = COUNTED) -> int:
-        return int((await self._fetch(self._sql.count_threads(equal, at_most)))[0]["total"])
+    async def count_threads(
+        self, equal: Mapping[str, str], at_most: int = COUNTED, containing: str | None = None
+    ) -> int:
+        return int((await self._fetch(self._sql.count_threads(equal, at_most, containing)))[0]["total"])
+
+    async def reach(self, query: ThreadQuery, rows: int) -> tuple[datetime, str] | None:
+        found = await self._fetch(self._sql.reach(query, rows))
+        return (found[0]["last_event_at"], found[0]["id"]) if found else None
 
     async def event(self, event_id: str) -> ThreadEvent | None:
         rows = await self._fetch(self._sql.event(event_id))

@@ -588,6 +588,34 @@ class StoreContract:
         stored = await store.apply(Change(thread=thread, events=(an_event(thread),)))
         assert stored.events[0].seq == 4
 
+    async def test_numbers_may_be_left_out_before_events_so_that_imported_ones_keep_theirs(self, store: Store) -> None:
+        thread = a_thread()
+        texts = {3: "a", 4: "b", 9: "c", 10: "d", 12: "e"}
+        made = {seq: an_event(thread, text, turn_seq=3 if seq == 9 else 0) for seq, text in texts.items()}
+        first = await store.apply(Change(thread=thread, opens=True, events=(made[3], made[4]), skips=2))
+        assert (first.created, first.thread.last_seq, seqs(first.events)) == (True, 4, [3, 4])
+        # Side by side, so that a store which writes several at once does it here.
+        second, third, fourth = await asyncio.gather(
+            store.apply(Change(thread=thread, events=(made[9], made[10]), skips=4)),
+            store.apply(Change(thread=thread, patch={"title": "t"}, skips=7)),
+            store.apply(Change(thread=thread, events=(made[12],), skips=1)),
+        )
+        assert (seqs(second.events), seqs(fourth.events)) == ([9, 10], [12])
+        assert (second.thread.last_seq, third.thread.last_seq, fourth.thread.last_seq) == (10, 10, 12)
+        kept = await store.events(EventQuery(thread_id=thread.id))
+        assert {event.seq: event.text for event in kept} == texts
+        assert [event.turn_seq for event in kept] == [3, 4, 3, 10, 12]
+        assert await store.thread(thread.id) == fourth.thread
+
+    async def test_a_threads_times_may_be_set_beside_its_last_event(self, store: Store) -> None:
+        thread = a_thread()
+        times: dict[str, Any] = {"updated_at": later(20), "last_event_at": later(10)}
+        stored = await store.apply(Change(thread=thread, opens=True, events=(an_event(thread),), patch=times))
+        assert stored.thread == evolve(thread, last_seq=1, **times)
+        times = {"updated_at": later(40), "last_event_at": later(30)}
+        await store.apply(Change(thread=thread, patch=times))
+        assert await store.thread(thread.id) == evolve(thread, last_seq=1, **times)
+
     async def test_a_removed_events_repeat_key_is_forgotten(self, store: Store) -> None:
         thread = await opened(store)
         first = await store.apply(Change(thread=thread, events=(an_event(thread),), repeat_key="k"))
@@ -642,6 +670,18 @@ class StoreContract:
         ]
         assert await store.runs(RunQuery(equal={"id": last.id, "worker_id": "worker-1"})) == []
         assert await store.run("no such run") is None
+
+    async def test_pages_of_runs_of_one_instant_skip_and_repeat_nothing(self, store: Store) -> None:
+        here, there = await opened(store), await opened(store)
+        runs = [a_run(here, at=later(number // 3)) for number in range(7)]
+        await store.apply(Change(thread=here, runs=tuple(runs)))
+        await store.apply(Change(thread=there, runs=(a_run(there),)))
+        found: list[Run] = []
+        query = RunQuery(equal={"thread_id": here.id}, limit=2)
+        while page := await store.runs(query):
+            found += page
+            query = evolve(query, before=(page[-1].started_at, page[-1].id))
+        assert found == sorted(runs, key=lambda run: (run.started_at, run.id), reverse=True)
 
     # ------------------------------------------------------------ reading events
 
@@ -820,6 +860,135 @@ class StoreContract:
                 await store.events(EventQuery(thread_id=thread.id, equal={"actor": value}))
             with pytest.raises(InvalidValueError):
                 await store.runs(RunQuery(equal={"worker_id": value}))
+
+    # ------------------------------------------------------------ looking for titles
+
+    async def test_titles_are_found_by_what_they_contain_in_whatever_case(self, store: Store) -> None:
+        titles = [
+            "Grüne Äpfel",
+            "ПРИВЕТ, мир",
+            "naïve CAFÉ",
+            "Οδός",
+            "Straße 7",
+            "plain",
+            "日本の本",
+            "\U0001f680 launch",
+            None,
+            "",
+        ]
+        ids = {(await opened(store, "x", title=title, at=later(n))).id: title for n, title in enumerate(titles)}
+        wanted = {
+            "grün": ["Grüne Äpfel"],
+            "ÄPFEL": ["Grüne Äpfel"],
+            "e ä": ["Grüne Äpfel"],
+            "привет": ["ПРИВЕТ, мир"],
+            "МИР": ["ПРИВЕТ, мир"],
+            "café": ["naïve CAFÉ"],
+            "ΟΔΌΣ": ["Οδός"],
+            "STRAßE": ["Straße 7"],
+            "STRA\u1e9eE": ["Straße 7"],
+            "本": ["日本の本"],
+            "\U0001f680": ["\U0001f680 launch"],
+            "LA": ["\U0001f680 launch", "plain"],
+            "apfel": [],  # another letter is another letter
+            "nowhere": [],
+        }
+        for text, found in wanted.items():
+            listed = await store.threads(ThreadQuery(containing=text))
+            assert [ids[one.id] for one in listed] == found, text
+            assert await store.count_threads({}, containing=text) == len(found), text
+
+    @pytest.mark.parametrize("nothing", [None, ""])
+    async def test_no_text_to_look_for_keeps_threads_without_a_title_too(
+        self, store: Store, nothing: str | None
+    ) -> None:
+        await opened(store, title="t")
+        await opened(store)
+        assert len(await store.threads(ThreadQuery(containing=nothing))) == 2
+        assert await store.count_threads({}, containing=nothing) == 2
+
+    async def test_what_is_looked_for_is_plain_text_and_no_pattern(self, store: Store) -> None:
+        signs = [chr(code) for code in range(0x20, 0x7F) if not chr(code).isalnum()]
+        for sign in signs:
+            await opened(store, title=f"<a{sign}b>", thread_id=f"sign {ord(sign)}")
+        await opened(store, title="aXb aXXb a\nb ab")
+        for sign in signs:
+            found = [one.id for one in await store.threads(ThreadQuery(containing=f"A{sign}B"))]
+            assert found == [f"sign {ord(sign)}"], sign
+        everything = "".join(signs)
+        for text in (
+            everything,
+            "***=" + everything,
+            "(?i)x",
+            "[[:alpha:]]",
+            "\\m",
+            "\\1",
+            "%",
+            "_" * 200,
+            "' OR 1=1 --",
+        ):
+            title = f"before {text} after"
+            thread = await opened(store, title=title)
+            found = [one.id for one in await store.threads(ThreadQuery(containing=text))]
+            assert thread.id in found, text
+            await store.apply(Change(thread=thread, removes=True))
+            assert text == "%" or not await store.threads(ThreadQuery(containing=text + "!")), text
+
+    async def test_a_search_keeps_to_the_filter_and_its_pages_skip_and_repeat_nothing(self, store: Store) -> None:
+        made = [await opened(store, title=f"{'Ü' if n % 3 else 'u'} {n}", at=later(n // 4)) for n in range(40)]
+        await opened(store, title="Ü of another", workspace_id="ws-2")
+        place = {"worker_id": "worker-1", "organization_id": "org-1", "workspace_id": "ws-1"}
+        ordered = sorted(made, key=lambda one: (one.last_event_at, one.id), reverse=True)
+        wanted = [one.id for one in ordered if (one.title or "").startswith("Ü")]
+        for limit in (1, 4, 7, 50):
+            seen: list[str] = []
+            before: tuple[datetime, str] | None = None
+            query = ThreadQuery(equal=place, limit=limit, containing="ü ")
+            while page := await store.threads(evolve(query, before=before)):
+                seen += [one.id for one in page]
+                before = (page[-1].last_event_at, page[-1].id)
+            assert seen == wanted
+        oldest = await store.threads(ThreadQuery(equal=place, containing="ü ", oldest_first=True))
+        assert [one.id for one in oldest] == wanted[::-1]
+        assert await store.count_threads(place, containing="ü ") == len(wanted)
+
+    async def test_a_list_ends_at_the_place_it_is_to_be_looked_at_until(self, store: Store) -> None:
+        made = [await opened(store, title="t", at=later(n // 3)) for n in range(12)]
+        ordered = sorted(made, key=lambda one: (one.last_event_at, one.id), reverse=True)
+        places = [(one.last_event_at, one.id) for one in ordered]
+        for first, last in ((None, 4), (2, 7), (0, 0), (4, 3), (10, 11)):
+            before = None if first is None else places[first]
+            query = ThreadQuery(before=before, until=places[last], containing="T")
+            begin = 0 if first is None else first + 1
+            assert await store.threads(query) == ordered[begin : last + 1], (first, last)
+
+    async def test_how_far_some_rows_reach_is_the_place_of_the_last_of_them_whatever_its_title(
+        self, store: Store
+    ) -> None:
+        made = [await opened(store, title=str(n), at=later(n // 2)) for n in range(9)]
+        ordered = sorted(made, key=lambda one: (one.last_event_at, one.id), reverse=True)
+        places = [(one.last_event_at, one.id) for one in ordered]
+        query = ThreadQuery(equal={"workspace_id": "ws-1"}, limit=2, containing="7")
+        walks = await store.reach(query, 1) is not None  # else it looks by an index, and needs no end
+        for before in (None, 0, 3, 7):
+            begin = 0 if before is None else before + 1
+            asked = evolve(query, before=None if before is None else places[before])
+            for rows in (1, 2, 5, 9):
+                last = begin + rows - 1
+                assert await store.reach(asked, rows) == (places[last] if walks and last < 9 else None)
+        with pytest.raises(InvalidValueError):
+            await store.reach(ThreadQuery(equal={"owner": "x"}), 1)
+        counted = await store.count_threads({}, 3, containing="")
+        assert counted == 3
+        assert await store.count_threads({}, 3, containing="0") == (0 if walks else 1)
+
+    async def test_a_title_is_found_as_soon_as_it_is_stored_and_the_former_no_more(self, store: Store) -> None:
+        thread = await opened(store, "x", title="Former")
+        await store.apply(Change(thread=thread, patch={"title": "Later"}))
+        assert [one.id for one in await store.threads(ThreadQuery(containing="later"))] == [thread.id]
+        await store.apply(Change(thread=thread, patch={"title": None}))
+        for text in ("former", "later"):
+            assert await store.threads(ThreadQuery(containing=text)) == []
 
     # ------------------------------------------------------------ snapshots
 

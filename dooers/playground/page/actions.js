@@ -1,13 +1,15 @@
 // What people do. Each function changes the state, asks the worker, and says what came of it.
 
 import { Link, Lost, Refused } from "./link.js";
-import { empty, forget, isBusy, newListing, newTalk, seenFrame, take, takeOlder, takeSnapshot, takeThreads } from "./model.js";
+import { empty, fieldOf, forget, isBusy, newListing, newTalk, seenFrame, take, takeOlder, takeSnapshot, takeThreads } from "./model.js";
 import { changed, state } from "./store.js";
 
 const PAGE = 50;
 // Threads that are followed beside the open one, so that going back to them is instant.
 const FOLLOWED = 10;
 const SPOKEN = 6000;
+// Who was connected as lately, for the identity panel.
+const LATELY = 6;
 // Likes and dislikes that a reload does not forget: the worker takes them, and does not give them back.
 const REMEMBERED = 500;
 
@@ -67,6 +69,24 @@ export function become(identity) {
   changed();
 }
 
+/** Who was connected as lately, newest first, without their tokens. */
+export function recentIdentities() {
+  const known = read("localStorage", "recent");
+  if (!Array.isArray(known)) return [];
+  const isText = (value) => typeof value === "string";
+  return known.filter((one) => one !== null && Object.keys(newIdentity()).every((key) => isText(one[key]))).slice(0, LATELY);
+}
+
+function remember(identity) {
+  const bare = { ...identity, auth_token: "" };
+  const others = recentIdentities().filter((one) => !sameIdentity(one, bare));
+  write("localStorage", "recent", [bare, ...others].slice(0, LATELY));
+}
+
+/** Whether two are the same person, whatever proves it. */
+export const sameIdentity = (one, other) =>
+  Object.keys(newIdentity()).every((key) => key === "auth_token" || one[key] === other[key]);
+
 /** Try again at once. */
 export const retryConnection = () => (link.closed ? link.open() : link.hurry());
 
@@ -89,7 +109,9 @@ async function connected() {
   for (const id of state.talks.keys()) if (id !== state.open) state.talks.delete(id);
   state.threads = new Map([...state.threads].filter(([id]) => id === state.open));
   state.listing = newListing(state.listing.query);
-  state.settings = { ...empty().settings, drafts: state.settings.drafts, errors: state.settings.errors };
+  // What the form shows stays until the new snapshot is here: nothing jumps, and nobody loses the field they are in.
+  Object.assign(state.settings, { state: "loading", saving: new Map() });
+  remember(state.identity);
   await Promise.all([loadThreads(), follow(state.open), subscribe("settings"), subscribe("analytics")]);
   for (const message of state.unsent.filter((one) => one.state === "waiting")) await post(message);
 }
@@ -99,7 +121,7 @@ async function subscribe(what) {
     await link.ask(`${what}.subscribe`, { worker_id: state.config.worker_id });
     state[what].state = "ready";
   } catch (error) {
-    if (error instanceof Refused) Object.assign(state[what], { state: "refused", why: error.message });
+    if (error instanceof Refused) Object.assign(state[what], { state: "refused", why: error.message, code: error.code });
   }
   changed();
 }
@@ -290,22 +312,51 @@ export async function judge(eventId, feedback, reason) {
 
 // ---------------------------------------------------------------- settings
 
-/** Set a field; a value that is refused stays in the form, with what is wrong with it. */
+/** Hold what is put into a field, whatever comes from elsewhere, until it is saved or undone. */
+export function draft(fieldId, value) {
+  const { drafts, fields } = state.settings;
+  const before = drafts.get(fieldId);
+  const base = before === undefined ? fieldOf(fields, fieldId)?.value : before.base;
+  drafts.set(fieldId, { value, base, sent: before?.sent, tried: false });
+  changed();
+}
+
+/** Forget a draft: the field shows what the worker has. */
+export function undo(fieldId) {
+  state.settings.drafts.delete(fieldId);
+  state.settings.errors.delete(fieldId);
+  changed();
+}
+
+/** Set a field to what its draft means; what is refused stays in the form, with what is wrong with it. */
 export async function patch(fieldId, value) {
   const { settings } = state;
-  settings.drafts.set(fieldId, value);
-  settings.saving.add(fieldId);
+  const draft = settings.drafts.get(fieldId);
+  Object.assign(draft, { sent: value, tried: true });
+  settings.saving.set(fieldId, draft);
+  settings.saved.delete(fieldId);
   changed();
   try {
     await link.ask("settings.patch", { field_id: fieldId, value });
     settings.errors.delete(fieldId);
-    if (settings.drafts.get(fieldId) === value) settings.drafts.delete(fieldId);
+    const later = settings.drafts.get(fieldId);
+    if (later === draft) settings.drafts.delete(fieldId);
+    else if (later !== undefined) later.base = fieldOf(state.settings.fields, fieldId)?.value;
+    settings.saved.add(fieldId);
   } catch (error) {
-    settings.errors.set(fieldId, error.message);
+    // Undone meanwhile, or typed on: the answer is to what is no longer there.
+    if (settings.drafts.get(fieldId) === draft)
+      settings.errors.set(fieldId, faultOf(error));
   }
-  settings.saving.delete(fieldId);
+  if (settings.saving.get(fieldId) === draft) settings.saving.delete(fieldId);
   changed();
 }
+
+/** What is wrong with a draft, and whether that may pass by itself. */
+const faultOf = (error) =>
+  error instanceof Lost
+    ? { message: "Not saved: there is no connection", passing: true }
+    : { message: error.message, passing: ["RATE_LIMITED", "CLOSING", "SERVER_ERROR"].includes(error.code) };
 
 // ---------------------------------------------------------------- words
 
@@ -349,18 +400,23 @@ function address(id) {
 
 // A window remembers for itself, and what it chose last is where a new one begins.
 function keep(name, value) {
-  const text = JSON.stringify(value);
+  write("sessionStorage", name, value);
+  if (name === "identity") write("localStorage", name, { ...value, auth_token: "" });
+}
+
+const recall = (name) => read("sessionStorage", name) ?? read("localStorage", name);
+
+function write(storage, name, value) {
   try {
-    sessionStorage.setItem(`dooers.${name}`, text);
-    if (name === "identity") localStorage.setItem(`dooers.${name}`, JSON.stringify({ ...value, auth_token: "" }));
+    globalThis[storage].setItem(`dooers.${name}`, JSON.stringify(value));
   } catch {
     // No room, for a picture that is not sent yet, or storage is switched off: a reload forgets it then.
   }
 }
 
-function recall(name) {
+function read(storage, name) {
   try {
-    return JSON.parse(sessionStorage.getItem(`dooers.${name}`) ?? localStorage.getItem(`dooers.${name}`) ?? "null");
+    return JSON.parse(globalThis[storage].getItem(`dooers.${name}`));
   } catch {
     return null;
   }

@@ -2,6 +2,8 @@
 
 export const SHOWN_FRAMES = 1000;
 export const SHOWN_ANALYTICS = 500;
+// Names of analytics events that are counted.
+const COUNTED = 500;
 // Longer frames are cut in the inspector: a picture is megabytes.
 const LONGEST_FRAME = 20_000;
 
@@ -11,7 +13,7 @@ export const newState = () => ({
   identity: null, // {organization_id, workspace_id, user_id, user_name, user_role, auth_token}
   link: { state: "connecting", tries: 0 }, // what Link tells: connecting, open, waiting, refused
   ...empty(),
-  frames: { all: [], count: 0, paused: false, filter: "" },
+  frames: newFrames(), // see view/frames.js
   panel: null, // which tab is open: settings, analytics, frames, identity
   drawer: false, // the threads, where the window is narrow
   dialog: null, // {kind, ...}: see view/dialogs.js
@@ -26,9 +28,24 @@ export const empty = () => ({
   talks: new Map(), // id -> talk
   unsent: [], // messages of ours that were not seen stored: {key, thread, content, state: waiting|refused, error, at}
   opinions: new Map(), // event id -> like|dislike
-  settings: { state: "loading", fields: [], drafts: new Map(), errors: new Map(), saving: new Set() },
-  analytics: { state: "loading", events: [], counts: new Map() },
+  settings: newSettings(),
+  analytics: newAnalytics(),
 });
+
+/** The form: `drafts` is field id -> {value, base, sent, tried}: what is typed, over which value, and what was last sent of it. */
+const newSettings = () => ({
+  state: "loading", // ready, refused (with `why` and `code`)
+  fields: [], // as on the wire
+  drafts: new Map(),
+  errors: new Map(), // field id -> {message, passing}: what is wrong with the draft
+  saving: new Map(), // field id -> the draft that is on its way
+  saved: new Set(), // field ids, the last one last, until they are changed again
+});
+
+/** What was counted and heard. `skipped` is what came while it was paused. */
+const newAnalytics = () => ({ state: "loading", events: [], counts: new Map(), paused: false, skipped: 0, only: null });
+
+const newFrames = () => ({ all: [], count: 0, paused: false, skipped: 0, filter: "", side: "both" });
 
 /** The list of threads as far as it was paged. */
 export const newListing = (query) => ({ query, cursor: null, total: null, loading: false, loaded: false, until: null });
@@ -58,12 +75,17 @@ const TAKE = {
   "settings.patch": (state, { field_id: id, value }) => {
     const field = fieldOf(state.settings.fields, id);
     if (field !== undefined) field.value = value;
+    state.settings.saved.delete(id); // one of ours is told before it is acknowledged, so it is there again in a moment
   },
   "analytics.event": (state, event) => {
-    const { events, counts } = state.analytics;
+    const { events, counts, paused } = state.analytics;
+    if (paused) {
+      state.analytics.skipped += 1;
+      return;
+    }
     events.unshift(event);
     events.length = Math.min(events.length, SHOWN_ANALYTICS);
-    counts.set(event.event, (counts.get(event.event) ?? 0) + 1);
+    if (counts.has(event.event) || counts.size < COUNTED) counts.set(event.event, (counts.get(event.event) ?? 0) + 1);
   },
 };
 
@@ -211,12 +233,17 @@ export function fieldOf(fields, id) {
   return undefined;
 }
 
-/** A frame as the inspector keeps it: without what proves who somebody is. */
+/** A frame as the inspector keeps it: without what proves who somebody is, and without passwords. */
 export function seenFrame(state, direction, text, frame, at) {
   const { frames } = state;
-  if (frames.paused || frame.type === "ping" || frame.type === "pong") return;
+  if (frame.type === "ping" || frame.type === "pong") return;
+  if (frames.paused) {
+    frames.skipped += 1;
+    return;
+  }
   frames.count += 1;
-  const shown = frame.payload?.auth_token ? JSON.stringify({ ...frame, payload: { ...frame.payload, auth_token: "•••" } }) : text;
+  const secret = secretOf(state, direction, frame);
+  const shown = secret === null ? text : JSON.stringify({ ...frame, payload: { ...frame.payload, [secret]: "•••" } });
   frames.all.unshift({
     number: frames.count,
     direction,
@@ -226,4 +253,12 @@ export function seenFrame(state, direction, text, frame, at) {
     at,
   });
   frames.all.length = Math.min(frames.all.length, SHOWN_FRAMES);
+}
+
+/** The key of a frame's payload under which lies what nobody may read over a shoulder, or null. */
+function secretOf(state, direction, { type, payload }) {
+  if (direction !== "out") return null;
+  if (type === "connect" && payload.auth_token) return "auth_token";
+  if (type !== "settings.patch" || payload.value === null) return null;
+  return fieldOf(state.settings.fields, payload.field_id)?.type === "password" ? "value" : null;
 }
