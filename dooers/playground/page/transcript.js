@@ -1,7 +1,7 @@
 // What is shown of a talk: its events in order, a tool's result beside its call, how each run ended. Plain data: no page.
 
-// Items are drawn chunk by chunk, and a chunk of which nothing changed is not looked into. A page of history is two or three of them.
-const CHUNK = 40;
+// Items are drawn chunk by chunk, and a chunk of which nothing changed is not looked into. What is far away is not laid out, chunk by chunk too.
+const CHUNK = 16;
 
 const memos = new WeakMap(); // talk -> {events, runs, items, chunks}
 
@@ -45,6 +45,10 @@ function itemsOf(talk) {
     items.push(item);
     of.set(event.id, item);
   }
+  // What can be done with an answer is shown when it is the last one, not while more may come.
+  const last = items.at(-1);
+  if (last !== undefined) last.last = true;
+  if (last?.kind === "assistant") last.running = talk.runs.get(last.event.run_id)?.status === "running";
   markEnds(talk, of);
   return new Map(items.map((item) => [item.key, item]));
 }
@@ -52,7 +56,7 @@ function itemsOf(talk) {
 function newItem(event, before) {
   const kind = event.type === "message" ? event.actor : "tool";
   const head = before === undefined || speaker(before) !== speaker({ kind, event });
-  return { key: event.id, kind, event, result: undefined, running: false, ended: undefined, head, growing: undefined };
+  return { key: event.id, kind, event, result: undefined, running: false, ended: undefined, head, last: false, growing: undefined };
 }
 
 // Tools have no author: they belong to whoever speaks around them.

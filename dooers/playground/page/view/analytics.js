@@ -28,7 +28,7 @@ export function analytics({ analytics: heard, threads, link }) {
 }
 
 const refused = ({ why }) =>
-  note("analytics", "Analytics are not for you", html`<p>The worker says: ${why}</p><p>Its <code>permissions</code> decide that, by role.</p>`);
+  note("analytics", "Analytics are not for you", html`<p>The worker says: ${why}</p><p>Its <code>permissions</code> decide that, or its <code>authorize</code> hook.</p>`);
 
 const none = (heard, link) =>
   heard.paused
@@ -54,6 +54,8 @@ function pause(heard) {
 
 function clear(heard) {
   opened = new WeakSet();
+  // The buttons are gone when nothing is left.
+  if (!heard.paused) document.getElementById("tabpanel").focus();
   Object.assign(heard, { events: [], counts: new Map(), only: null, skipped: 0 });
   changed();
 }

@@ -40,7 +40,7 @@ const messages = (state, talk) => [
   repeat(
     transcript(talk),
     (chunk) => chunk.key,
-    (chunk) => guard([...chunk.items, state.opinions, unfolded()], () => inChunk(state, chunk)),
+    (chunk) => html`<div class="chunk">${guard([...chunk.items, state.opinions, unfolded()], () => inChunk(state, chunk))}</div>`,
   ),
 ];
 
@@ -48,7 +48,7 @@ const inChunk = (state, chunk) =>
   repeat(
     chunk.items,
     (item) => item.key,
-    (item) => html`<div class="item ${item.kind}">
+    (item) => html`<div class="item ${item.kind} ${item.last ? "last" : ""}">
       ${guard([item, state.opinions.get(item.key), unfolded()], () => message(item, state.opinions.get(item.key)))}
     </div>`,
   );

@@ -31,7 +31,7 @@ export function identity({ identity: me, config, link }) {
       ${Object.entries(FIELDS).map(([name, field]) => input(name, field, form[name]))}
       <div class="controls wide">
         <button type="submit" class="primary">Connect</button>
-        ${typed === null ? nothing : html`<button type="button" @click=${() => type(null)}>Reset</button>`}
+        ${typed === null ? nothing : html`<button type="button" @click=${reset}>Reset</button>`}
       </div>
     </form>
     ${recent(me, config)}
@@ -72,6 +72,11 @@ function type(form) {
   typed = form;
   missing = new Set();
   changed();
+}
+
+function reset() {
+  type(null);
+  document.getElementById("identity-organization_id").focus();
 }
 
 function change(name, value) {

@@ -26,11 +26,12 @@ class Json extends AsyncDirective {
   shown() {
     const { text, whole } = this;
     const first = whole ? text : beginning(text);
-    const all = () => {
+    const all = ({ target }) => {
+      target.closest(".json").focus(); // the button is gone then
       this.whole = true;
       this.setValue(this.shown());
     };
-    return html`<div class="json">
+    return html`<div class="json" tabindex="-1">
       <pre><code>${typeof this.value === "string" ? first : coloured(first)}${first.length < text.length ? "…" : nothing}</code></pre>
       ${first.length < text.length ? html`<button type="button" @click=${all}>Show all ${text.length.toLocaleString("en")} characters</button>` : nothing}
     </div>`;

@@ -143,7 +143,7 @@ function made(block, known) {
 function nodeOf({ html, code, lang, plain }) {
   if (code !== undefined) return codeBox(code, lang);
   const node = document.createElement("div");
-  node.className = plain === undefined ? "block" : "block plain";
+  node.className = plain !== undefined ? "block plain" : /^<h/.test(html) ? "block title" : "block";
   if (plain !== undefined) node.textContent = plain;
   else node.append(finished(purify.sanitize(html)));
   return node;

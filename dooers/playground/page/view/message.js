@@ -15,21 +15,22 @@ import { tool } from "./tool.js";
 
 /** An item of the transcript; `opinion` is what was thought of it here. */
 export function message(item, opinion) {
-  if (item.kind === "user") return html`${said(item)}${end(item)}`;
-  if (item.kind === "system") return html`${notice(item)}${end(item)}`;
+  if (item.kind === "user") return said(item);
+  if (item.kind === "system") return notice(item);
   if (item.kind === "tool") return html`${item.head ? name(item) : nothing}${tool(item)}${end(item)}`;
-  return html`${answer(item, opinion)}${end(item)}`;
+  return answer(item, opinion);
 }
 
 const textOf = ({ content }) => content.map((one) => one.text).filter((text) => typeof text === "string").join("\n\n");
 
 /** What a person said: theirs on the right, that of others with their name. */
-function said({ event, head }) {
+function said(item) {
+  const { event, head } = item;
   const mine = (event.user_id ?? event.user?.user_id) === now.identity.user_id;
   const who = event.user_name || event.user?.user_name || event.user_id || "Somebody";
   return html`<article class="message user ${mine ? "mine" : "theirs"}" aria-label=${mine ? "You" : who}>
     ${!mine && head ? html`<p class="who">${who}</p>` : nothing} ${bubble(event.content, event.id)}
-    <div class="under"><time datetime=${event.created_at} title=${moment(event.created_at)}>${clock(event.created_at)}</time></div>
+    <div class="under">${when(event)}${end(item)}</div>
   </article>`;
 }
 
@@ -40,7 +41,7 @@ export const bubble = (content, key) =>
   );
 
 function answer(item, opinion) {
-  const { event, growing, head } = item;
+  const { event, growing, head, running } = item;
   const written = growing !== undefined;
   const parts = written ? [{ type: "text", text: growing }] : event.content;
   return html`${head ? name(item) : nothing}
@@ -49,23 +50,27 @@ function answer(item, opinion) {
         one.type === "text" ? html`<div class="markdown">${markdown(one.text, written)}</div>` : part(one, `${event.id} ${at}`),
       )}
       ${event.data?.incomplete ? html`<p class="incomplete small">Incomplete: it was stopped before its end</p>` : nothing}
-      ${written ? html`<div class="under"></div>` : under(event, opinion)}
+      ${written || running ? nothing : under(item, opinion)}
     </article>`;
 }
 
 const name = ({ event }) => html`<p class="who">${event.author || now.config.assistant_name}</p>`;
 
-function under(event, opinion) {
+function under(item, opinion) {
+  const { event } = item;
   const text = textOf(event);
   return html`<div class="under">
-    <div class="acts" role="group" aria-label="This answer">
+    ${end(item)}
+    <div class="acts ${opinion === undefined ? "" : "judged"}" role="group" aria-label="This answer">
       ${act("up", "Like", () => judge(event, "like"), opinion === "like")}
       ${act("down", "Dislike", () => judge(event, "dislike"), opinion === "dislike")} ${act("retry", "Retry", () => again(event))}
       ${text === "" ? nothing : act("copy", "Copy", () => copy(text))}
     </div>
-    <time datetime=${event.created_at} title=${moment(event.created_at)}>${clock(event.created_at)}</time>
+    ${when(event)}
   </div>`;
 }
+
+const when = ({ created_at: at }) => html`<time datetime=${at} title=${moment(at)}>${clock(at)}</time>`;
 
 const act = (glyph, label, done, pressed) => html`<button
   type="button"
@@ -87,10 +92,12 @@ function again(event) {
 }
 
 /** What the worker itself has to say: mostly that something went wrong. */
-function notice({ event }) {
+function notice(item) {
+  const { event } = item;
   const bad = event.data?.error === true;
   return html`<article class="message notice ${bad ? "bad" : ""}" aria-label=${bad ? "Error" : "Notice"}>
     <p>${textOf(event)}</p>
+    ${end(item)}
     ${bad ? html`<button type="button" @click=${() => again(event)}>${icon("retry")}Retry</button>` : nothing}
   </article>`;
 }
@@ -101,5 +108,5 @@ const ENDS = { canceled: "Stopped after", failed: "Failed after", succeeded: "To
 function end({ ended }) {
   if (ended === undefined) return nothing;
   const took = seconds(ended);
-  return html`<p class="end ${ended.status}">${ENDS[ended.status] ?? ended.status} ${took < 10 ? took.toFixed(1) : Math.round(took)} s</p>`;
+  return html`<span class="end ${ended.status}">${ENDS[ended.status] ?? ended.status} ${took < 10 ? took.toFixed(1) : Math.round(took)} s</span>`;
 }

@@ -39,7 +39,7 @@ const refused = ({ why }) =>
     "settings",
     "These settings are not for you",
     html`<p>The worker says: ${why}</p>
-      <p>Its <code>permissions</code> decide that, by role. As somebody else you may see them.</p>
+      <p>Its <code>permissions</code> decide that, or its <code>authorize</code> hook. As somebody else you may see them.</p>
       <button type="button" @click=${() => ((now.panel = "identity"), changed())}>Who am I?</button>`,
   );
 
@@ -134,7 +134,7 @@ function mark(form, field, draft, error) {
 function away(field, value) {
   const one = field.type === "password" ? "Remove" : ["text", "textarea", "email", "checkbox"].includes(field.type) ? "Unset" : null;
   if (one === null || value === null || field.required || field.readonly) return nothing;
-  return html`<button type="button" class="quiet" @click=${() => give(field, null)}>
+  return html`<button type="button" class="quiet" @click=${() => (enter(field), give(field, null))}>
     ${one}<span class="unseen"> ${labelOf(field)}</span>
   </button>`;
 }
@@ -306,15 +306,24 @@ function commit(field, input) {
   return send(field, meant(field, typed.value));
 }
 
-const retry = (field) => send(field, meant(field, now.settings.drafts.get(field.id)?.value ?? null));
-
-/** Show again what the worker has. The focus goes to the field, as the button that had it is gone then. */
-function back(field) {
+/** Put the focus into a field: the buttons beside it that do something to it are gone when they have done it. */
+function enter(field) {
   const input = document.getElementById(nameOf(field.id));
+  input?.focus();
+  return input;
+}
+
+function retry(field) {
+  enter(field);
+  send(field, meant(field, now.settings.drafts.get(field.id)?.value ?? null));
+}
+
+/** Show again what the worker has. */
+function back(field) {
+  const input = enter(field);
   // What is no number and no date has no value that could be told from the old one.
   if (input?.validity?.badInput) input.value = "";
   undo(field.id);
-  input?.focus();
 }
 
 function send(field, value) {
