@@ -12,7 +12,7 @@ from typing import Any
 from browser.smoothness import Smoothness, measured, watch
 from browser.stage import Pieces, Stage
 from browser.window import Window
-from playwright.async_api import expect
+from playwright.async_api import Locator, expect
 
 MESSAGES = 2000
 ANSWER = """Message **{n}** of many, with a [link](https://example.com/{n}), some `code` and a list:
@@ -49,11 +49,15 @@ async def fill(stage: Stage, messages: int = MESSAGES) -> str:
     return thread_id
 
 
+def question(window: Window, n: int) -> Locator:
+    return window.log.get_by_role("article", name="You").get_by_text(f"question {n}", exact=True)
+
+
 async def read_back(window: Window) -> Smoothness:
     """Scroll from the newest message to the first."""
     await window.log.hover()
     await watch(window)
-    first = window.log.get_by_text("question 0", exact=True)
+    first = question(window, 0)
     for _ in range(4000):
         await window.page.mouse.wheel(0, -3000)
         await window.page.evaluate("() => new Promise(requestAnimationFrame)")
@@ -82,7 +86,7 @@ async def answered(stage: Stage, window: Window, words: int = 300) -> Smoothness
 async def test_two_thousand_messages_are_read_back_and_answered(stage: Stage, window: Window) -> None:
     await fill(stage)
     await window.thread("A long one").click()
-    await expect(window.log.get_by_text("question 999", exact=True)).to_be_visible()
+    await expect(question(window, 999)).to_be_visible()
     back = await read_back(window)
     assert await window.log.get_by_role("article", name="You").count() == MESSAGES // 2
     await window.shot("long-thread")

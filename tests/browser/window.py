@@ -70,6 +70,11 @@ class Window:
     def stop(self) -> Locator:
         return self.page.get_by_role("button", name="Stop", exact=True)
 
+    @property
+    def side(self) -> Locator:
+        """The panel, beside the conversation or, where there is no room, over it."""
+        return self.page.get_by_role("complementary").or_(self.page.get_by_role("dialog", name="Panel"))
+
     def button(self, name: str, within: Locator | None = None) -> Locator:
         return (within or self.page).get_by_role("button", name=name, exact=True)
 
@@ -91,7 +96,7 @@ class Window:
 
     async def panel(self, tab: str) -> Locator:
         """Open a panel; what is in it."""
-        side = self.page.get_by_role("complementary")
+        side = self.side
         if not await side.is_visible():
             await self.page.get_by_role("navigation", name="Panels").get_by_role("button", name=tab, exact=True).click()
         await side.get_by_role("tab", name=tab, exact=True).click()
