@@ -172,7 +172,7 @@ async function attach(files) {
   // The conversation may be another one when they are read.
   const thread = now.open;
   for (const file of files) {
-    const left = room(thread);
+    const left = Math.min(room(thread), now.config.max_data_url_bytes ?? Infinity);
     // As base64 a file is a third longer.
     if (Math.ceil(file.size / 3) * 4 + file.name.length + ENVELOPE > left) {
       say(`“${file.name}” is too big: ${readable(file.size)}, and there is room for ${readable(Math.max(0, Math.floor((left * 3) / 4)))}`, "bad");

@@ -107,6 +107,6 @@ const ENDS = { canceled: "Stopped after", failed: "Failed after", succeeded: "To
 /** How a run ended, where it was seen to. */
 function end({ ended }) {
   if (ended === undefined) return nothing;
-  const took = seconds(ended);
+  const took = Math.max(0.1, seconds(ended));
   return html`<span class="end ${ended.status}">${ENDS[ended.status] ?? ended.status} ${took < 10 ? took.toFixed(1) : Math.round(took)} s</span>`;
 }
