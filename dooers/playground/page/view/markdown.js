@@ -186,6 +186,7 @@ function nodeOf({ html, code, lang, plain }) {
   if (code !== undefined) return codeBox(code, lang);
   const node = document.createElement("div");
   node.className = plain !== undefined ? "block plain" : /^<h/.test(html) ? "block title" : "block";
+  node.dir = "auto";
   if (plain !== undefined) node.textContent = plain;
   else node.append(finished(purify.sanitize(html)));
   return node;

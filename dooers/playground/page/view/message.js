@@ -37,7 +37,7 @@ function said(item) {
 /** The content of a person's message, as they wrote it. */
 export const bubble = (content, key) =>
   content.map((one, at) =>
-    one.type === "text" ? html`<div class="bubble">${one.text}</div>` : part(one, `${key} ${at}`),
+    one.type === "text" ? html`<div class="bubble" dir="auto">${one.text}</div>` : part(one, `${key} ${at}`),
   );
 
 function answer(item, opinion) {
