@@ -41,7 +41,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(path: Path, setup: Callable[[WorkerServer], None] | None = None, **config: Any) -> AsyncIterator[Stage]:
+async def staged(
+    path: Path, setup: Callable[[WorkerServer], None] | None = None, **config: Any
+) -> AsyncIterator[Stage]:
     """A worker with a database at `path`, and its playground. `setup` may register more with it before it is served."""
     stage = Stage(WorkerServer(WorkerConfig(database_type="sqlite", database_name=str(path), **config)))
 

@@ -25,7 +25,9 @@ from dooers.schema import (
 Kind = SettingsFieldType
 SCHEMA = SettingsSchema(
     [
-        SettingsField("name", Kind.TEXT, "Name", required=True, value="Ana", max_length=10, help="What you are called."),
+        SettingsField(
+            "name", Kind.TEXT, "Name", required=True, value="Ana", max_length=10, help="What you are called."
+        ),
         SettingsField("bio", Kind.TEXTAREA, "About", rows=5, placeholder="A few words"),
         SettingsField("mail", Kind.EMAIL, "Mail"),
         SettingsField("key", Kind.PASSWORD, "Key"),
@@ -44,7 +46,11 @@ SCHEMA = SettingsSchema(
                     Kind.SELECT,
                     "Size",
                     value="s",
-                    options=[SettingsSelectOption("s", "Small"), SettingsSelectOption(2, "Two"), SettingsSelectOption(True, "Yes")],
+                    options=[
+                        SettingsSelectOption("s", "Small"),
+                        SettingsSelectOption(2, "Two"),
+                        SettingsSelectOption(True, "Yes"),
+                    ],
                 ),
             ],
             collapsible="open",
@@ -93,7 +99,13 @@ async def test_what_is_set_in_every_kind_of_field_is_what_the_handler_sees(windo
     await leave(field(form, "Deep"), "under")
     await expect(form.get_by_text("Saved", exact=True)).to_have_count(9)
     await window.say("What is set?")
-    for told in ("name is 'Béa'", "bio is 'two\\nlines'", "mail is 'bea@example.com'", "key is 'hunter2'", "on is False"):
+    for told in (
+        "name is 'Béa'",
+        "bio is 'two\\nlines'",
+        "mail is 'bea@example.com'",
+        "key is 'hunter2'",
+        "on is False",
+    ):
         await expect(window.log).to_contain_text(told)
     for told in ("count is 7", "day is '2025-12-31'", "size is 2", "deep is 'under'"):
         await expect(window.log).to_contain_text(told)

@@ -16,7 +16,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from attrs import define, field
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Download, Error, Locator, Page, Request, expect
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Download,
+    Error,
+    Locator,
+    Page,
+    Request,
+    expect,
+)
 
 __all__ = ["OWN", "WIDE", "Window", "opened"]
 
@@ -65,7 +75,9 @@ class Window:
 
     def thread(self, title: str) -> Locator:
         """Its entry in the list."""
-        return self.threads.get_by_role("link", name=title).or_(self.threads.get_by_role("button", name=title, exact=True))
+        return self.threads.get_by_role("link", name=title).or_(
+            self.threads.get_by_role("button", name=title, exact=True)
+        )
 
     @property
     def dialog(self) -> Locator:
@@ -88,7 +100,11 @@ class Window:
     async def act(self, title: str, what: str) -> None:
         """An entry of a thread's menu."""
         await self.threads.get_by_role("button", name=f"Actions for {title}", exact=True).click()
-        await self.page.get_by_role("menuitem", name=what).or_(self.page.get_by_role("button", name=what, exact=True)).first.click()
+        await (
+            self.page.get_by_role("menuitem", name=what)
+            .or_(self.page.get_by_role("button", name=what, exact=True))
+            .first.click()
+        )
 
     async def shot(self, name: str) -> None:
         """A picture for people to look at, where DOOERS_TEST_SCREENSHOTS says."""
@@ -123,7 +139,10 @@ class Window:
         page.on("request", asked)
         page.on("download", downloaded)
         page.on("popup", lambda other: self.faults.append(f"window: {other.url}"))
-        page.on("framenavigated", lambda frame: self.faults.append(f"frame: {frame.url}") if self._strange(frame.url) else None)
+        page.on(
+            "framenavigated",
+            lambda frame: self.faults.append(f"frame: {frame.url}") if self._strange(frame.url) else None,
+        )
 
     def _strange(self, url: str) -> bool:
         return urlsplit(url).netloc != urlsplit(self.url).netloc
@@ -138,8 +157,10 @@ async def _answer_dialogs(window: Window) -> None:
 
 
 @asynccontextmanager
-async def opened(browser: Browser, url: str, identity: dict[str, str] | None = None, **context: Any) -> AsyncIterator[Window]:
-    """A window with cookies and storage of its own, connected."""
+async def opened(
+    browser: Browser, url: str, identity: dict[str, str] | None = None, connects: bool = True, **context: Any
+) -> AsyncIterator[Window]:
+    """A window with cookies and storage of its own, connected, unless it is one that must not be."""
     made = await browser.new_context(**{"viewport": WIDE, "reduced_motion": "reduce", **context})
     # The page must not ask for anything else; should it do so, nobody shall hear of it.
     home = urlsplit(url).netloc
@@ -152,7 +173,7 @@ async def opened(browser: Browser, url: str, identity: dict[str, str] | None = N
             f"if (!localStorage['dooers.identity']) localStorage['dooers.identity'] = {json.dumps(json.dumps(identity))}"
         )
     try:
-        yield await another(made, url)
+        yield await another(made, url, connects)
     finally:
         try:
             await made.close()
@@ -160,14 +181,14 @@ async def opened(browser: Browser, url: str, identity: dict[str, str] | None = N
             pass
 
 
-async def another(context: BrowserContext, url: str) -> Window:
+async def another(context: BrowserContext, url: str, connects: bool = True) -> Window:
     """One more tab, beside those of the same person."""
     window = Window(await context.new_page(), url)
     window.watch()
     await _answer_dialogs(window)
     await window.page.goto(url)
     try:
-        await expect(window.connection).to_have_text("Connected")
+        await expect(window.connection).to_have_text("Connected" if connects else "Not let in")
     except AssertionError as error:
         raise AssertionError(f"the page did not connect: {window.faults}") from error
     return window

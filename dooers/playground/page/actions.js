@@ -390,7 +390,13 @@ export function say(text, kind = "good") {
 }
 
 // The address says which thread is looked at, so that a reload and the back button find it.
-const named = () => decodeURIComponent(location.hash.match(/^#\/(.+)$/)?.[1] ?? "") || null;
+function named() {
+  try {
+    return decodeURIComponent(location.hash.match(/^#\/(.+)$/)?.[1] ?? "") || null;
+  } catch {
+    return null; // no address of ours
+  }
+}
 
 function address(id) {
   if (id === named()) return;

@@ -76,7 +76,7 @@ function group(form, { id, label, fields, collapsible }, index) {
     </div>`;
   const open = folds.get(id) ?? collapsible === "open";
   const wrong = fields.filter((field) => form.errors.has(field.id)).length;
-  return html`<details class="group" .open=${live(open)} @toggle=${(event) => folds.set(id, event.target.open)}>
+  return html`<details class="group" .open=${open} @toggle=${(event) => folds.set(id, event.target.open)}>
     <summary id=${name}>${label || id}${wrong > 0 ? html` <span class="tag bad">${wrong} not saved</span>` : nothing}</summary>
     <div class="inner" role="group" aria-labelledby=${name}>${inner}</div>
   </details>`;
@@ -214,7 +214,8 @@ function typed({ field, name, value, error, tells }, type) {
     aria-invalid=${error === undefined ? nothing : "true"}
     aria-describedby=${tells}
     @input=${(event) => draft(field.id, event.target.value)}
-    @change=${(event) => (type === "number" || type === "date" ? later(field, event.target) : commit(field, event.target))}
+    @change=${(event) => (type === "number" || type === "date") && later(field, event.target)}
+    @keydown=${(event) => event.key === "Enter" && !event.isComposing && commit(field, event.target)}
   />`;
 }
 
@@ -291,10 +292,11 @@ function give(field, value) {
   send(field, value);
 }
 
-/** Leaving a field sends what was typed in it; going from its input to its own buttons is not leaving it. */
+/** Leaving a field sends what was typed in it; but not for the buttons that are there to throw it away. */
 function left(field, { currentTarget: setting, relatedTarget: to }) {
   const input = document.getElementById(nameOf(field.id));
-  if (input !== null && !setting.contains(to)) commit(field, input);
+  if (input === null || (setting.contains(to) && to.closest(".elsewhere, .fault") !== null)) return;
+  commit(field, input);
 }
 
 /** Send what was typed, if it is something new. */
