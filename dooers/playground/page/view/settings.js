@@ -112,7 +112,7 @@ function setting(form, field) {
   const label = labelled
     ? html`<label for=${name} class=${field.required ? "required" : ""}>${labelOf(field)}</label>`
     : html`<span class="label">${labelOf(field)}</span>`;
-  return html`<div class="setting ${check ? "check" : ""}">
+  return html`<div class="setting ${check ? "check" : ""}" @focusout=${(event) => left(field, event)} @mousedown=${stay}>
     <div class="head">${check ? input : nothing}${label}${mark(form, field, draft, error)}</div>
     ${check ? nothing : input} ${away(field, value)} ${about(field, value, name)}
     ${theirs(field, draft, `${name}-elsewhere`)} ${fault(field, error, `${name}-error`)}
@@ -214,8 +214,8 @@ function typed({ field, name, value, error, tells }, type) {
     aria-invalid=${error === undefined ? nothing : "true"}
     aria-describedby=${tells}
     @input=${(event) => draft(field.id, event.target.value)}
-    @change=${(event) => (type === "number" || type === "date" ? later(field, event.target) : commit(field, event.target))}
-    @blur=${(event) => commit(field, event.target)}
+    @change=${(event) => (type === "number" || type === "date") && later(field, event.target)}
+    @keydown=${(event) => event.key === "Enter" && !event.isComposing && commit(field, event.target)}
   />`;
 }
 
@@ -229,7 +229,6 @@ const area = ({ field, name, value, error, tells }) => html`<textarea
   aria-invalid=${error === undefined ? nothing : "true"}
   aria-describedby=${tells}
   @input=${(event) => draft(field.id, event.target.value)}
-  @blur=${(event) => commit(field, event.target)}
 ></textarea>`;
 
 const NOT_SET = "-";
@@ -279,6 +278,15 @@ const shows = (text) => (input) => {
 };
 
 // ---------------------------------------------------------------- what is done with them
+
+/** Somebody left a field. Who goes from the input to a button beside it is still there: "Undo" must not save first. */
+function left(field, { currentTarget, relatedTarget }) {
+  const input = document.getElementById(nameOf(field.id));
+  if (input !== null && !currentTarget.contains(relatedTarget)) commit(field, input);
+}
+
+/** A button beside an input takes no focus from it: not every browser says where the focus goes when it goes to a button. */
+const stay = (event) => event.target.closest("button") && event.preventDefault();
 
 const timers = new Map();
 
