@@ -76,7 +76,8 @@ function group(form, { id, label, fields, collapsible }, index) {
     </div>`;
   const open = folds.get(id) ?? collapsible === "open";
   const wrong = fields.filter((field) => form.errors.has(field.id)).length;
-  return html`<details class="group" .open=${live(open)} @toggle=${(event) => folds.set(id, event.target.open)}>
+  // Not live(): the browser says "toggle" a moment after it has opened, and what is drawn in between would close it again.
+  return html`<details class="group" .open=${open} @toggle=${(event) => folds.set(id, event.target.open)}>
     <summary id=${name}>${label || id}${wrong > 0 ? html` <span class="tag bad">${wrong} not saved</span>` : nothing}</summary>
     <div class="inner" role="group" aria-labelledby=${name}>${inner}</div>
   </details>`;
