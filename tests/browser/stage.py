@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import anyio
 from attrs import define, field
 from fakes import serving
 
@@ -66,19 +66,18 @@ async def staged(path: Path, setup: Callable[[WorkerServer], None] | None = None
 class Pieces:
     """A text that is written when the test says so: `await pieces.write("...")`, and `end()`."""
 
-    _feed: Any = field(factory=lambda: anyio.create_memory_object_stream[str](100))
+    _feed: asyncio.Queue[str | None] = field(factory=asyncio.Queue)
 
     async def write(self, *texts: str) -> None:
         for text in texts:
-            await self._feed[0].send(text)
+            await self._feed.put(text)
 
     def end(self) -> None:
-        self._feed[0].close()
+        self._feed.put_nowait(None)
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        async with self._feed[1]:
-            async for text in self._feed[1]:
-                yield text
+        while (text := await self._feed.get()) is not None:
+            yield text
 
     def script(self) -> Script:
         """A handler that streams this, and nothing else."""

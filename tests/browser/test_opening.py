@@ -8,5 +8,5 @@ from playwright.async_api import expect
 
 async def test_it_connects_and_waits_for_the_first_message(window: Window) -> None:
     await expect(window.page).to_have_title("Guide · playground")
-    await expect(window.box).to_be_focused()
+    await expect(window.box).to_be_editable()
     await window.shot("empty")

@@ -155,16 +155,17 @@ function append(state, id, events, live = true) {
     if (event.actor !== "user") talk.awaited.delete([...talk.awaited][0]);
     else if (live) talk.awaited.add(event.id);
   }
-  insert(talk, events.filter((event) => !event.streaming));
+  // One from above what is shown, told again, would leave a hole below itself: it comes with its page.
+  const top = live && talk.older ? (talk.events[0]?.seq ?? 0) : 0;
+  insert(talk, events.filter((event) => !event.streaming && event.seq >= top));
 }
 
 function insert(talk, events) {
   const fresh = events.filter((event) => !talk.ids.has(event.id));
   if (fresh.length === 0) return;
   for (const event of fresh) talk.ids.add(event.id);
-  const ordered = talk.events.length === 0 || fresh[0].seq > talk.events.at(-1).seq;
-  talk.events = [...talk.events, ...fresh];
-  if (!ordered) talk.events.sort((one, other) => one.seq - other.seq);
+  // A sort of what is in order already costs one look at each.
+  talk.events = [...talk.events, ...fresh].sort((one, other) => one.seq - other.seq);
 }
 
 function grow(state, { thread_id: id, event_id: eventId, run_id: runId, text }) {

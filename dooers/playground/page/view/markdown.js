@@ -85,10 +85,17 @@ export const markdown = directive(
       this.whole = from === 0;
       const known = this.blocks;
       const until = performance.now() + BUDGET;
-      const fresh = read(text.slice(from), this.links, until);
+      let at = from;
+      this.blocks = kept;
+      for (const block of read(text.slice(from), this.links, until)) {
+        const late = performance.now() > until && block.plain === undefined;
+        const next = late ? { length: text.length - at, plain: text.slice(at) } : block;
+        this.blocks.push(made(next, known[this.blocks.length]));
+        at += next.length;
+        if (late) break;
+      }
       // Where a parser has lost count, it is read from the start each time.
-      this.spoiled = from + fresh.reduce((sum, block) => sum + block.length, 0) !== text.length;
-      this.blocks = [...kept, ...fresh.map((block, at) => made(block, known[kept.length + at]))];
+      this.spoiled = at !== text.length;
     }
   },
 );
@@ -135,7 +142,8 @@ function lexed(text, links, until) {
 function made(block, known) {
   if (known !== undefined) {
     if (block.html !== undefined && block.html === known.html) return { ...block, node: known.node };
-    if (block.code !== undefined && block.lang === known.lang) return { ...block, node: codeGrown(known.node, block.code) };
+    if (block.plain !== undefined && block.plain === known.plain) return { ...block, node: known.node };
+    if (block.code !== undefined && known.code !== undefined && block.lang === known.lang) return { ...block, node: codeGrown(known.node, block.code) };
   }
   return { ...block, node: nodeOf(block) };
 }

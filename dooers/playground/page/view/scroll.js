@@ -9,6 +9,7 @@ const AHEAD = 900;
 let log; // the element that scrolls
 let last = 0;
 let stuck = true;
+let shown = true; // what of it the page was told
 let held = null; // {element, top}: what has to stay where it is while older messages come in above
 let older = () => {};
 
@@ -36,11 +37,14 @@ export function olderBy(ask) {
 
 /** Go to the newest, and stay there. */
 export function stick() {
-  const moved = !stuck;
   stuck = true;
   held = null;
   settle();
-  if (moved) changed();
+}
+
+/** Stay with what is in sight, although it is about to grow: for what somebody unfolds. */
+export function rest() {
+  stuck = false;
 }
 
 export function scrolled() {
@@ -51,6 +55,7 @@ export function scrolled() {
   // What grows moves the end away from us; only going up means that somebody wants to be elsewhere.
   if (end !== stuck && (end || up)) {
     stuck = end;
+    shown = stuck;
     changed();
   }
   if (held !== null) held.top = held.element.getBoundingClientRect().top;
@@ -75,5 +80,12 @@ function settle() {
     if (Math.abs(moved) > 1) log.scrollTop += moved;
   }
   last = log.scrollTop;
+  const end = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR;
+  // Said to the button that leads there, and once more where what was unfolded did not reach the end.
+  if (stuck !== shown || (end && !stuck)) {
+    stuck ||= end;
+    shown = stuck;
+    changed();
+  }
   if (log.scrollHeight <= log.clientHeight) more();
 }

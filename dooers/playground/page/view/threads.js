@@ -88,8 +88,9 @@ const row = (state, thread) => html`<li class=${thread.id === state.open ? "open
   </button>
 </li>`;
 
-function none({ query, loaded }, link) {
+function none({ query, loaded, cursor }, link) {
   if (!loaded) return html`<p class="none small">${link.state === "open" ? "Loading…" : "Waits for the connection…"}</p>`;
+  if (cursor !== null) return html`<p class="none small">Nothing so far.</p>`;
   if (query !== "") return html`<p class="none small">No conversation has “${query}” in its title.</p>`;
   return html`<p class="none small">No conversations yet. The first message begins one.</p>`;
 }
