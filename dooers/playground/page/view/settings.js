@@ -280,10 +280,11 @@ const shows = (text) => (input) => {
 
 // ---------------------------------------------------------------- what is done with them
 
-/** Somebody left a field. Who goes from the input to a button beside it is still there: "Undo" must not save first. */
-function left(field, { currentTarget, relatedTarget }) {
+/** Leaving a field sends what was typed in it; but not for the buttons that are there to throw it away. */
+function left(field, { currentTarget: setting, relatedTarget: to }) {
   const input = document.getElementById(nameOf(field.id));
-  if (input !== null && !currentTarget.contains(relatedTarget)) commit(field, input);
+  if (input === null || (setting.contains(to) && to.closest(".elsewhere, .fault") !== null)) return;
+  commit(field, input);
 }
 
 /** A button beside an input takes no focus from it: not every browser says where the focus goes when it goes to a button. */
