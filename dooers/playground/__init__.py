@@ -95,6 +95,7 @@ def about(config: WorkerConfig, authenticated: bool) -> Asset:
         "assistant_name": config.assistant_name,
         "version": VERSION,
         "max_frame_bytes": config.max_frame_bytes,
+        "max_data_url_bytes": config.max_data_url_bytes,
         "authenticated": authenticated,
     }
     return Asset.of(dumps(told).encode(), "application/json")

@@ -28,7 +28,7 @@ function log(state) {
   const talk = state.talks.get(state.open);
   const unsent = state.unsent.filter((one) => one.thread === state.open);
   const empty = unsent.length === 0 && (talk === undefined || (talk.events.length === 0 && talk.growing.size === 0));
-  return html`<div class="log" role="log" aria-label="Messages" tabindex="0" ${ref(watch)} @scroll=${onScroll}>
+  return html`<div class="log" role="log" aria-label="Messages" aria-busy=${talk?.loading ? "true" : nothing} tabindex="0" ${ref(watch)} @scroll=${onScroll}>
     <div class="talk ${empty ? "empty" : ""}">
       ${empty ? nothingYet(state, talk) : nothing} ${talk === undefined ? nothing : [above(talk), ...messages(state, talk)]}
       ${repeat(unsent, (one) => one.key, (one) => waiting(state, one))} ${talk === undefined ? nothing : atWork(state, talk)}
@@ -112,7 +112,7 @@ function atWork(state, talk) {
   clearTimeout(tick);
   tick = setTimeout(changed, 1000);
   const waits = talk.awaited.size - (runningOf(talk).length === 0 ? 1 : 0);
-  return html`<div class="working ${talk.growing.size > 0 ? "writes" : ""}">
+  return html`<div aria-live="off" class="working ${talk.growing.size > 0 ? "writes" : ""}">
     <span class="dots" aria-hidden="true"><i></i><i></i><i></i></span>
     <span>${words(state, talk)}${waits > 0 ? `, ${waits} more ${waits === 1 ? "message waits" : "messages wait"}` : ""}</span>
   </div>`;

@@ -17,7 +17,7 @@ const KEY = "dooers.draft.";
 // As long as the field can grow by itself there is nothing to measure.
 const GROWS = CSS.supports("field-sizing", "content");
 
-const attached = new Map(); // thread -> parts; pictures are too big for the session's storage
+const attached = new Map(); // place -> parts; pictures are too big for the session's storage
 let area;
 let reading = 0; // files that are being read
 let dragged = false;
@@ -64,6 +64,12 @@ export function composer(state) {
   </form>`;
 }
 
+/** Where something is written: what one identity has not sent yet, another does not find in its field. */
+function place(thread) {
+  const { organization_id: organization, workspace_id: workspace, user_id: user } = now.identity ?? {};
+  return JSON.stringify([organization, workspace, user, thread]);
+}
+
 const isEmpty = (text, parts) => text.trim() === "" && parts.length === 0;
 
 // ---------------------------------------------------------------- text
@@ -71,7 +77,7 @@ const isEmpty = (text, parts) => text.trim() === "" && parts.length === 0;
 const drafts = new Map();
 
 function draft(thread) {
-  const key = KEY + (thread ?? "");
+  const key = KEY + place(thread);
   if (!drafts.has(key)) drafts.set(key, stored(key));
   return drafts.get(key);
 }
@@ -85,7 +91,7 @@ function stored(key) {
 }
 
 function write(text) {
-  const key = KEY + (now.open ?? "");
+  const key = KEY + place(now.open);
   drafts.set(key, text);
   try {
     if (text === "") sessionStorage.removeItem(key);
@@ -129,7 +135,7 @@ function submit(event) {
     return;
   }
   const content = [...(text.trim() === "" ? [] : [{ type: "text", text: text.trim() }]), ...parts];
-  attached.delete(now.open);
+  attached.delete(place(now.open));
   write("");
   send(content);
   stick();
@@ -140,7 +146,7 @@ function submit(event) {
 
 // ---------------------------------------------------------------- files
 
-const partsOf = (thread) => attached.get(thread) ?? [];
+const partsOf = (thread) => attached.get(place(thread)) ?? [];
 
 /** How many bytes still fit into the frame of the message that is written. */
 function room(thread) {
@@ -163,7 +169,7 @@ const attachments = (parts) => html`<ul class="attached" aria-label="Attached">
 const nameOf = (one) => one.filename ?? one.alt ?? "Image";
 
 function detach(one) {
-  attached.set(now.open, partsOf(now.open).filter((other) => other !== one));
+  attached.set(place(now.open), partsOf(now.open).filter((other) => other !== one));
   changed();
   area.focus();
 }
@@ -172,7 +178,7 @@ async function attach(files) {
   // The conversation may be another one when they are read.
   const thread = now.open;
   for (const file of files) {
-    const left = room(thread);
+    const left = Math.min(room(thread), now.config.max_data_url_bytes ?? Infinity);
     // As base64 a file is a third longer.
     if (Math.ceil(file.size / 3) * 4 + file.name.length + ENVELOPE > left) {
       say(`“${file.name}” is too big: ${readable(file.size)}, and there is room for ${readable(Math.max(0, Math.floor((left * 3) / 4)))}`, "bad");
@@ -181,7 +187,8 @@ async function attach(files) {
     reading += 1;
     changed();
     try {
-      attached.set(thread, [...partsOf(thread), partOf(file, await readUrl(file))]);
+      const read = partOf(file, await readUrl(file));
+      attached.set(place(thread), [...partsOf(thread), read]);
     } catch {
       say(`“${file.name}” could not be read`, "bad");
     }

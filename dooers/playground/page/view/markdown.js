@@ -3,7 +3,7 @@
 
 import { changed } from "../store.js";
 import DOMPurify from "../vendor/dompurify/purify.es.mjs";
-import { directive, Directive } from "../vendor/lit-html/directive.js";
+import { AsyncDirective, directive } from "../vendor/lit-html/async-directive.js";
 import { noChange } from "../vendor/lit-html/lit-html.js";
 import { Lexer, Marked, Parser } from "../vendor/marked/marked.esm.js";
 import { copyButton } from "./copy.js";
@@ -55,8 +55,9 @@ const language = (lang) => (lang ?? "").match(/^[\w+#.-]{1,24}/)?.[0] ?? "";
 
 /** A text as Markdown. While it is `growing`, what is finished of it stays as it is. */
 export const markdown = directive(
-  class extends Directive {
+  class extends AsyncDirective {
     text = "";
+    waits = null; // a text that is shown as it was written until its turn comes
     blocks = [];
     links = {};
     whole = true; // whether all of it was read at once
@@ -65,6 +66,12 @@ export const markdown = directive(
 
     render(text, growing) {
       const now = performance.now();
+      if (!growing && (this.waits !== null || this.blocks.length === 0)) {
+        if (this.waits === text) return noChange;
+        this.waits = text;
+        inTurn(this);
+        return nodeOf({ plain: text });
+      }
       if (text === this.text && (growing || this.whole)) return this.nodes();
       if (growing && now < this.due) {
         setTimeout(changed, this.due - now);
@@ -74,6 +81,16 @@ export const markdown = directive(
       this.text = text;
       this.due = performance.now() + 2 * (performance.now() - now);
       return this.nodes();
+    }
+
+    /** Its turn has come. */
+    turn() {
+      const text = this.waits;
+      this.waits = null;
+      if (!this.isConnected || text === null) return;
+      this.take(text.replace(/\r\n?/g, "\n"), false);
+      this.text = text;
+      this.setValue(this.nodes());
     }
 
     nodes = () => this.blocks.map((block) => block.node);
@@ -99,6 +116,23 @@ export const markdown = directive(
     }
   },
 );
+
+// A page of history is a hundred texts at once, of which few are in sight: the newest ones, which were asked for last. They are made before
+// the page is painted, and the others when there is time.
+const queue = [];
+const AT_ONCE = 20; // milliseconds
+const IN_BETWEEN = 8;
+const whenIdle = globalThis.requestIdleCallback ?? ((then) => setTimeout(then, 16));
+
+function inTurn(one) {
+  if (queue.push(one) === 1) queueMicrotask(() => work(AT_ONCE));
+}
+
+function work(time) {
+  const until = performance.now() + time;
+  while (queue.length > 0 && performance.now() < until) queue.pop().turn();
+  if (queue.length > 0) whenIdle(() => work(IN_BETWEEN));
+}
 
 /** The blocks of a text: `{length, html}`, or `{length, code, lang}`, or `{length, plain}`. */
 function read(text, links, until) {
@@ -152,6 +186,7 @@ function nodeOf({ html, code, lang, plain }) {
   if (code !== undefined) return codeBox(code, lang);
   const node = document.createElement("div");
   node.className = plain !== undefined ? "block plain" : /^<h/.test(html) ? "block title" : "block";
+  node.dir = "auto";
   if (plain !== undefined) node.textContent = plain;
   else node.append(finished(purify.sanitize(html)));
   return node;

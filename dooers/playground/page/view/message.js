@@ -37,7 +37,7 @@ function said(item) {
 /** The content of a person's message, as they wrote it. */
 export const bubble = (content, key) =>
   content.map((one, at) =>
-    one.type === "text" ? html`<div class="bubble">${one.text}</div>` : part(one, `${key} ${at}`),
+    one.type === "text" ? html`<div class="bubble" dir="auto">${one.text}</div>` : part(one, `${key} ${at}`),
   );
 
 function answer(item, opinion) {
@@ -107,6 +107,6 @@ const ENDS = { canceled: "Stopped after", failed: "Failed after", succeeded: "To
 /** How a run ended, where it was seen to. */
 function end({ ended }) {
   if (ended === undefined) return nothing;
-  const took = seconds(ended);
+  const took = Math.max(0.1, seconds(ended));
   return html`<span class="end ${ended.status}">${ENDS[ended.status] ?? ended.status} ${took < 10 ? took.toFixed(1) : Math.round(took)} s</span>`;
 }

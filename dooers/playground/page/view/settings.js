@@ -76,6 +76,7 @@ function group(form, { id, label, fields, collapsible }, index) {
     </div>`;
   const open = folds.get(id) ?? collapsible === "open";
   const wrong = fields.filter((field) => form.errors.has(field.id)).length;
+  // Not live(): the browser says "toggle" a moment after it has opened, and what is drawn in between would close it again.
   return html`<details class="group" .open=${open} @toggle=${(event) => folds.set(id, event.target.open)}>
     <summary id=${name}>${label || id}${wrong > 0 ? html` <span class="tag bad">${wrong} not saved</span>` : nothing}</summary>
     <div class="inner" role="group" aria-labelledby=${name}>${inner}</div>
@@ -112,7 +113,7 @@ function setting(form, field) {
   const label = labelled
     ? html`<label for=${name} class=${field.required ? "required" : ""}>${labelOf(field)}</label>`
     : html`<span class="label">${labelOf(field)}</span>`;
-  return html`<div class="setting ${check ? "check" : ""}" @focusout=${(event) => left(field, event)}>
+  return html`<div class="setting ${check ? "check" : ""}" @focusout=${(event) => left(field, event)} @mousedown=${stay}>
     <div class="head">${check ? input : nothing}${label}${mark(form, field, draft, error)}</div>
     ${check ? nothing : input} ${away(field, value)} ${about(field, value, name)}
     ${theirs(field, draft, `${name}-elsewhere`)} ${fault(field, error, `${name}-error`)}
@@ -279,6 +280,16 @@ const shows = (text) => (input) => {
 
 // ---------------------------------------------------------------- what is done with them
 
+/** Leaving a field sends what was typed in it; but not for the buttons that are there to throw it away. */
+function left(field, { currentTarget: setting, relatedTarget: to }) {
+  const input = document.getElementById(nameOf(field.id));
+  if (input === null || (setting.contains(to) && to.closest(".elsewhere, .fault") !== null)) return;
+  commit(field, input);
+}
+
+/** A button beside an input takes no focus from it: not every browser says where the focus goes when it goes to a button. */
+const stay = (event) => event.target.closest("button") && event.preventDefault();
+
 const timers = new Map();
 
 function later(field, input) {
@@ -290,13 +301,6 @@ function later(field, input) {
 function give(field, value) {
   draft(field.id, value);
   send(field, value);
-}
-
-/** Leaving a field sends what was typed in it; but not for the buttons that are there to throw it away. */
-function left(field, { currentTarget: setting, relatedTarget: to }) {
-  const input = document.getElementById(nameOf(field.id));
-  if (input === null || (setting.contains(to) && to.closest(".elsewhere, .fault") !== null)) return;
-  commit(field, input);
 }
 
 /** Send what was typed, if it is something new. */
