@@ -147,6 +147,14 @@ def test_the_first_thing_it_says_is_what_to_open(served: Served) -> None:
     assert second == f"talk to it: dooers chat ws://{served.host}/ws"
 
 
+async def test_the_playground_is_there_also_after_a_reload(here: Path) -> None:
+    with dooers_run("bot:worker", here, "--reload") as running:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            page = await http.get(running.http)
+            assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
+            assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
 async def test_without_the_playground_there_is_no_page(here: Path) -> None:
     with dooers_run("bot:worker", here, "--no-playground", "--reload") as running:
         async with httpx.AsyncClient(trust_env=False) as http:
