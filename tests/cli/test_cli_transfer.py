@@ -9,11 +9,12 @@ import os
 import pty
 import re
 import signal
+import sqlite3
 import stat
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -681,3 +682,65 @@ def test_ctrl_c_ends_an_export_and_leaves_no_file(here: Path) -> None:
     assert talking.returncode == 1
     assert said == b"dooers: interrupted; nothing was written\n"
     assert not list(here.glob("x.jsonl*"))
+
+
+def many(path: Path, threads: int = 1500, events: int = 4000) -> None:
+    """A file of many small threads, and a large one in their midst."""
+    with path.open("wb") as file:
+        file.write(write(Head(AT)))
+        for number in range(threads):
+            thread = a_thread(id=f"t-{number}", last_seq=events)
+            file.write(write(thread))
+            for seq in range(1, (events if number == threads // 2 else 2) + 1):
+                file.write(write(an_event(thread, id=f"e-{number}-{seq}", seq=seq, turn_seq=seq)))
+        file.write(write(End(threads, 0, 0)))
+
+
+def until_it_writes(database: Path) -> None:
+    until = time.monotonic() + WITHIN
+    while True:
+        with suppress(sqlite3.Error), closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+            if connection.execute("SELECT count(*) FROM worker_threads").fetchone()[0]:
+                return
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_an_import_that_was_killed_is_finished_by_the_next(here: Path) -> None:
+    many(here / "x.jsonl")
+    for _ in range(2):
+        talking = subprocess.Popen([*DOOERS, "import", "bot:other", "x.jsonl"], cwd=here, stderr=subprocess.DEVNULL)
+        try:
+            until_it_writes(here / "other.db")
+        finally:
+            talking.kill()
+            talking.wait(WITHIN)
+    assert dooers("import", "bot:other", "x.jsonl", cwd=here).returncode == 0
+    again = dooers("import", "bot:other", "x.jsonl", cwd=here)
+    assert again.stderr == b"imported no threads, no events, no runs; 1,500 threads there already, no faults\n"
+    assert kinds(dooers("export", "bot:other", cwd=here).stdout)["event"] == 2 * 1499 + 4000
+
+
+def test_ctrl_c_ends_an_import_that_goes_on_when_it_is_repeated(here: Path) -> None:
+    many(here / "x.jsonl", 100, 10)
+    (here / "slow.py").write_text(
+        "from bot import other\nimport dooers.cli.intake as i, asyncio\nold = i.Intake._take\n"
+        "async def take(self, thread):\n    if thread.id == 't-90':\n        await asyncio.sleep(60)\n    return await old(self, thread)\n"
+        "i.Intake._take = take\n"
+    )
+    talking = subprocess.Popen(
+        [*DOOERS, "import", "slow:other", "x.jsonl"], cwd=here, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        until_it_writes(here / "other.db")
+        talking.send_signal(signal.SIGINT)
+        _, said = talking.communicate(timeout=WITHIN)
+    finally:
+        talking.kill()
+        talking.wait(WITHIN)
+    assert talking.returncode == 1
+    assert said.endswith(b"dooers: interrupted; what was imported stays, and the same command goes on from there\n")
+    assert b"Traceback" not in said
+    done = dooers("import", "bot:other", "x.jsonl", cwd=here)
+    assert done.returncode == 0
+    assert kinds(dooers("export", "bot:other", cwd=here).stdout)["thread"] == 100
