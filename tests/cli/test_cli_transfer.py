@@ -617,6 +617,7 @@ def test_mistakes_are_one_sentence_and_make_nothing(here: Path) -> None:
         (("import", "bot:fleeting", "bad.jsonl"), 2, "its conversations are in the memory"),
         (("import", "bot:other", "absent.jsonl"), 2, "cannot read absent.jsonl: No such file or directory"),
         (("import", "bot:other", "bot.py"), 2, "line 2: expected a JSON object, this is no JSON; expected a file that"),
+        (("import", "bot:other", "bad.jsonl", "bad.jsonl"), 2, "expected [MODULE:NAME] FILE, got 3 words"),
         (("import", "absent.jsonl"), 2, "expected MODULE:NAME, e.g. app:worker; or name it once"),
         (("import", "bot:late", "bad.jsonl"), 1, "the database"),
         (("import", "bot:worker", "bad.jsonl", "--worker-id", ""), 2, "--worker-id: expected a text that is not empty"),
