@@ -156,6 +156,8 @@ def test_a_place_where_nobody_may_write_is_one_sentence(tmp_path: Path) -> None:
         (None, "expected MODULE:NAME, e.g. app:worker; or name it once in pyproject.toml, as [tool.dooers] worker ="),
         ("[project]\nname = 'x'\n", "expected MODULE:NAME"),
         ("[tool.dooers]\nworker = 7\n", "expected MODULE:NAME"),
+        ("tool = 7\n", "expected MODULE:NAME"),
+        ("[tool]\ndooers = 'app:worker'\n", "expected MODULE:NAME"),
         ("[tool.dooers]\nworker = 'absent:worker'\n", "there is no module 'absent' here"),
         ("[tool", "pyproject.toml cannot be read: "),
     ],

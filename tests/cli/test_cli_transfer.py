@@ -222,27 +222,51 @@ async def test_importing_twice_is_importing_once(store: Store, memory: MemorySto
     assert await everything(store) == there
 
 
+class Breaking(MemoryStore):
+    """Breaks off after so many writes."""
+
+    left = 0
+
+    def _write(self, change: Change) -> Change:
+        self.left -= 1
+        if self.left < 0:
+            raise InvalidValueError("no more")
+        return super()._write(change)
+
+
+@pytest.fixture
+async def breaking() -> AsyncIterator[Breaking]:
+    made = Breaking()
+    await made.open()
+    yield made
+    await made.close()
+
+
 @pytest.mark.parametrize("writes", [1, 2, 5, 9])
-async def test_an_import_that_broke_off_is_finished_by_the_next(writes: int, memory: MemoryStore) -> None:
-    class Breaking(MemoryStore):
-        left = writes
-
-        def _write(self, change: Change) -> Change:
-            self.left -= 1
-            if self.left < 0:
-                raise InvalidValueError("no more")
-            return super()._write(change)
-
+async def test_an_import_that_broke_off_is_finished_by_the_next(
+    writes: int, memory: MemoryStore, breaking: Breaking
+) -> None:
     await rich(memory)
     text = await exported(memory)
-    there = Breaking()
-    await there.open()
-    outcome = await imported(there, text)
-    assert outcome.faults != []
-    there.left = 10_000
-    outcome = await imported(there, text)
+    for breaking.left in (writes, writes, 10_000):
+        outcome = await imported(breaking, text)
     assert outcome.faults == []
-    assert await everything(there) == await everything(memory)
+    assert await everything(breaking) == await everything(memory)
+
+
+@pytest.mark.parametrize("events", [0, 1])
+async def test_an_import_that_broke_off_among_runs_is_finished_by_the_next(
+    events: int, memory: MemoryStore, breaking: Breaking
+) -> None:
+    thread = a_thread()
+    run = Run(id="", thread_id=thread.id, started_at=T0, status="succeeded", ended_at=T0)
+    runs = tuple(evolve(run, id=str(uuid4())) for _ in range(120))
+    await memory.apply(Change(thread=thread, opens=True, runs=runs, events=(an_event(thread),) * events))
+    text = await exported(memory)
+    for breaking.left in (1, 2, 10_000, 10_000):
+        outcome = await imported(breaking, text)
+    assert outcome.faults == []
+    assert await everything(breaking) == await everything(memory)
 
 
 async def test_what_was_added_since_comes_with_the_next_import(store: Store, memory: MemoryStore) -> None:
