@@ -94,7 +94,7 @@ def _show(findings: list[Finding]) -> None:
     for finding in findings:
         mark, color = _MARKS[finding.status][which], _MARKS[finding.status][2]
         console.print(f"[{color}]{mark}[/] {finding.step:<{width}}  ", end="")
-        console.print(printable(finding.what), markup=False, soft_wrap=True)
+        console.print(" ".join(printable(finding.what).splitlines()), markup=False, soft_wrap=True)
         if finding.mend:
             indent = " " * (len(mark) + width + 3)
             console.print(f"{indent}→ " if which == 0 else f"{indent}> ", end="")

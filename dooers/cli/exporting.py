@@ -144,10 +144,13 @@ async def lines(store: Store, equal: dict[str, str]) -> AsyncIterator[Thread | R
             continue  # removed meanwhile
         yield thread
         runs = RunQuery(equal={"thread_id": thread.id}, limit=PAGE)
-        while found := await store.runs(runs):
+        more = True
+        while more:
+            found = await store.runs(runs)
             for run in found:
                 yield run
-            runs = evolve(runs, before=(found[-1].started_at, found[-1].id))
+            more = len(found) == PAGE
+            runs = evolve(runs, before=(found[-1].started_at, found[-1].id) if found else None)
         after = 0
         while after < thread.last_seq:
             query = EventQuery(thread_id=thread.id, after_seq=after, limit=PAGE, oldest_first=True)

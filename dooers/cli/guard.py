@@ -33,8 +33,9 @@ def is_loopback(address: str) -> bool:
     return (mapped or found).is_loopback
 
 
-def of_this_machine(origin: str) -> bool:
-    """Whether an `Origin` is that of a page which this machine served: `localhost`, `*.localhost`, `127.0.0.1` or `[::1]`, any port."""
+def of_this_machine(origin: str, also: str = "") -> bool:
+    """Whether an `Origin` is that of a page which this machine served, on any port: `localhost`, `*.localhost`, an address of this
+    machine only, or `also`, the name that it was asked to listen on."""
     try:
         parts = urlsplit(origin)
         host = (parts.hostname or "").lower().removesuffix(".")
@@ -43,10 +44,10 @@ def of_this_machine(origin: str) -> bool:
         return False
     if origin != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
         return False  # no browser writes it like that
-    return host == "localhost" or host.endswith(".localhost") or host in ("127.0.0.1", "::1")
+    return host in ("localhost", also.lower() or "localhost") or host.endswith(".localhost") or is_loopback(host)
 
 
-def loopback_only(application: Application) -> Application:
+def loopback_only(application: Application, also: str = "") -> Application:
     """The application, but WebSockets of pages that are not of this machine are refused before it hears of them."""
 
     async def guarded(
@@ -55,7 +56,7 @@ def loopback_only(application: Application) -> Application:
         if scope["type"] == "websocket":
             headers = scope.get("headers", ())
             origins = [value.decode("latin-1") for name, value in headers if name.lower() == b"origin"]
-            if not all(map(of_this_machine, origins)):
+            if not all(of_this_machine(origin, also) for origin in origins):
                 log.warning(
                     "a page of %.100r was refused: this serves pages of this machine only; WorkerConfig.allowed_origins lets others in",
                     ", ".join(origins),

@@ -30,15 +30,14 @@ TOLD = 20
     epilog="Examples: `dooers import app:worker threads.jsonl`, `gunzip -c ana.jsonl.gz | dooers import app:worker -`",
 )
 def import_(
-    target: Annotated[
-        str,
+    words: Annotated[
+        list[str],
         typer.Argument(
-            metavar="[MODULE:NAME] FILE", help="Where the worker is; by default what `pyproject.toml` names."
+            metavar="[MODULE:NAME] FILE",
+            help="Where the worker is, by default what `pyproject.toml` names; and what `dooers export` wrote, - for standard input.",
+            show_default=False,
         ),
     ],
-    file: Annotated[
-        str | None, typer.Argument(metavar="", help="What `dooers export` wrote; - is standard input.")
-    ] = None,
     worker_id: Annotated[
         str | None, typer.Option(help="Put all threads under this worker id, instead of the one each of them has.")
     ] = None,
@@ -48,11 +47,15 @@ def import_(
     Importing twice is importing once, and one that was interrupted goes on when it is repeated. A thread that is there already gets the
     events that it lacks, and nothing else of it changes. A thread with a bad line is left out, and told with its line; then it ends with 1.
     """
-    where, path = (None, target) if file is None else (target, file)
+    *where, path = words
     try:
+        if len(where) > 1:
+            raise TargetError(
+                f"expected [MODULE:NAME] FILE, got {len(words)} words; files may be put one behind another: cat *.jsonl"
+            )
         if worker_id is not None and not check_id(worker_id, "--worker-id"):
             raise TargetError("--worker-id: expected a text that is not empty")
-        config = worker_of(where).config
+        config = worker_of(next(iter(where), None)).config
         if config.database_type == "memory" or config.database_name == ":memory:":
             raise TargetError(
                 "its conversations are in the memory of the process that serves it: what is imported would be gone"

@@ -237,7 +237,9 @@ class Intake:
             self._fault(thread, fault, "nothing of it was imported", section.line)
             return following
         end = self._lines.number, self._lines.at
-        if section.there is not None and section.last <= section.done and (section.done or not (piece and piece.runs)):
+        # Runs come before events; of a thread without any, nobody knows whether all of its runs are there.
+        sure = section.done > 0 or (piece is not None and not piece.runs)
+        if section.there is not None and section.last <= section.done and sure:
             self.outcome.known += 1
         elif piece is not None:
             if len(self._pending) >= SIDE_BY_SIDE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import json
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import uvicorn
+from attrs import asdict, frozen
 from uvicorn.supervisors import ChangeReload
 
 from dooers.cli.guard import is_loopback, loopback_only
@@ -30,7 +32,6 @@ log = logging.getLogger("dooers")
 
 # How the serving process of `--reload` learns what to serve, and how: it is a fresh process that only gets an import string.
 TARGET, HOW = "DOOERS_RUN_TARGET", "DOOERS_RUN_HOW"
-PLAYGROUND, GUARDED = "playground", "guarded"
 # Seconds that requests other than a worker's own, and their connections, have to end; and what the process may take beyond all bounds.
 SHUTDOWN, LITTLE = 3, 2.0
 # Seconds after which a peer that takes nothing of what was sent to it is gone.
@@ -38,6 +39,14 @@ DEAF = 30.0
 
 # The worker that this process serves by itself. (Of an application, nobody knows when it may do without its own.)
 _serving: list[WorkerServer] = []
+
+
+@frozen
+class How:
+    """How a worker is served. `near`: where it listens, if that is on this machine only."""
+
+    playground: bool
+    near: str | None
 
 
 def serve(
@@ -51,10 +60,8 @@ def serve(
     open_browser: bool,
 ) -> bool:
     """Serve until somebody ends it; whether it ever began."""
-    how = {PLAYGROUND} if playground else set()
-    if is_loopback(listening.getsockname()[0]):
-        how.add(GUARDED)
-    os.environ |= {TARGET: target, HOW: ",".join(sorted(how))}
+    how = How(playground, host if is_loopback(listening.getsockname()[0]) else None)
+    os.environ |= {TARGET: target, HOW: json.dumps(asdict(how))}
     config = uvicorn.Config(
         "dooers.cli.serving:reloaded" if reload else _asgi(served, how),
         factory=reload,
@@ -130,17 +137,19 @@ def reloaded() -> Any:
     """What the serving process of `--reload` serves. A mistake is told, and the next change gives another chance."""
     to_log()
     try:
-        return _asgi(load(os.environ[TARGET]), set(os.environ[HOW].split(",")))
+        return _asgi(load(os.environ[TARGET]), How(**json.loads(os.environ[HOW])))
     except TargetError as error:
         fail(str(error), 2)
 
 
-def _asgi(served: Any, how: set[str]) -> Any:
+def _asgi(served: Any, how: How) -> Any:
     if not isinstance(served, WorkerServer):
         return served
     _serving.append(served)
-    application = served.asgi_app(playground=PLAYGROUND in how)
-    return loopback_only(application) if GUARDED in how and served.config.allowed_origins is None else application
+    application = served.asgi_app(playground=how.playground)
+    if how.near is None or served.config.allowed_origins is not None:
+        return application
+    return loopback_only(application, how.near)
 
 
 def listen(host: str, port: int) -> socket.socket:

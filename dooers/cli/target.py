@@ -48,12 +48,15 @@ def named(target: str | None) -> str:
     """What was named, or else what the project here says that its worker is. TargetError where neither does."""
     if target is not None:
         return target
+    worker: Any = None
     try:
         with Path("pyproject.toml").open("rb") as file:
-            worker = tomllib.load(file).get("tool", {}).get("dooers", {}).get("worker")
+            worker = tomllib.load(file)
+        for name in ("tool", "dooers", "worker"):
+            worker = worker.get(name) if isinstance(worker, dict) else None
     except FileNotFoundError:
-        worker = None
-    except (tomllib.TOMLDecodeError, OSError) as error:
+        pass
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise TargetError(f"pyproject.toml cannot be read: {error}") from None
     if not isinstance(worker, str):
         raise TargetError(

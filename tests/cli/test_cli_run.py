@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +34,7 @@ OURS = [
     "https://LOCALHOST:8443",
     "http://app.localhost:5173",
     "http://127.0.0.1:8000",
+    "http://127.0.1.1:8000",
     "http://[::1]:8000",
 ]
 THEIRS = [
@@ -95,6 +98,12 @@ def test_any_other_page_is_none_of_this_machine(origin: str) -> None:
     assert not of_this_machine(origin)
 
 
+def test_the_name_that_it_was_asked_to_listen_on_is_of_this_machine() -> None:
+    assert of_this_machine("http://MyBox:8000", "mybox")
+    assert not of_this_machine("http://mybox.evil.example:8000", "mybox")
+    assert not of_this_machine("http://:8000", "")
+
+
 def test_only_addresses_of_this_machine_are_loopback() -> None:
     assert all(map(is_loopback, ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"]))
     assert not any(
@@ -147,6 +156,14 @@ def test_the_first_thing_it_says_is_what_to_open(served: Served) -> None:
     assert second == f"talk to it: dooers chat ws://{served.host}/ws"
 
 
+async def test_the_playground_is_there_also_after_a_reload(here: Path) -> None:
+    with dooers_run("bot:worker", here, "--reload") as running:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            page = await http.get(running.http)
+            assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
+            assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
 async def test_without_the_playground_there_is_no_page(here: Path) -> None:
     with dooers_run("bot:worker", here, "--no-playground", "--reload") as running:
         async with httpx.AsyncClient(trust_env=False) as http:
@@ -169,3 +186,20 @@ def test_open_opens_it_in_the_browser(options: tuple[str, ...], here: Path, monk
             assert time.monotonic() < until, running.said
             time.sleep(0.02)
         assert opened.read_text() == f"{running.http}\n"
+
+
+def test_without_a_part_of_the_extra_one_line_says_what_to_install(here: Path) -> None:
+    code = "import sys; sys.modules['uvicorn'] = None; sys.argv = ['dooers', 'run', 'bot:worker']; from dooers.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=WITHIN, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "pip install 'dooers-workers-server[cli]'\n")
+
+
+def test_what_is_heavy_is_imported_by_the_command_that_needs_it(here: Path) -> None:
+    heavy = ["uvicorn", "websockets", "rich.markdown", "rich.live", "rich.progress", "dooers.chat", "dooers.testing"]
+    code = f"import sys, dooers.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=WITHIN, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n")

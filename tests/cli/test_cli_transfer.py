@@ -9,11 +9,12 @@ import os
 import pty
 import re
 import signal
+import sqlite3
 import stat
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -221,27 +222,51 @@ async def test_importing_twice_is_importing_once(store: Store, memory: MemorySto
     assert await everything(store) == there
 
 
+class Breaking(MemoryStore):
+    """Breaks off after so many writes."""
+
+    left = 0
+
+    def _write(self, change: Change) -> Change:
+        self.left -= 1
+        if self.left < 0:
+            raise InvalidValueError("no more")
+        return super()._write(change)
+
+
+@pytest.fixture
+async def breaking() -> AsyncIterator[Breaking]:
+    made = Breaking()
+    await made.open()
+    yield made
+    await made.close()
+
+
 @pytest.mark.parametrize("writes", [1, 2, 5, 9])
-async def test_an_import_that_broke_off_is_finished_by_the_next(writes: int, memory: MemoryStore) -> None:
-    class Breaking(MemoryStore):
-        left = writes
-
-        def _write(self, change: Change) -> Change:
-            self.left -= 1
-            if self.left < 0:
-                raise InvalidValueError("no more")
-            return super()._write(change)
-
+async def test_an_import_that_broke_off_is_finished_by_the_next(
+    writes: int, memory: MemoryStore, breaking: Breaking
+) -> None:
     await rich(memory)
     text = await exported(memory)
-    there = Breaking()
-    await there.open()
-    outcome = await imported(there, text)
-    assert outcome.faults != []
-    there.left = 10_000
-    outcome = await imported(there, text)
+    for breaking.left in (writes, writes, 10_000):
+        outcome = await imported(breaking, text)
     assert outcome.faults == []
-    assert await everything(there) == await everything(memory)
+    assert await everything(breaking) == await everything(memory)
+
+
+@pytest.mark.parametrize("events", [0, 1])
+async def test_an_import_that_broke_off_among_runs_is_finished_by_the_next(
+    events: int, memory: MemoryStore, breaking: Breaking
+) -> None:
+    thread = a_thread()
+    run = Run(id="", thread_id=thread.id, started_at=T0, status="succeeded", ended_at=T0)
+    runs = tuple(evolve(run, id=str(uuid4())) for _ in range(120))
+    await memory.apply(Change(thread=thread, opens=True, runs=runs, events=(an_event(thread),) * events))
+    text = await exported(memory)
+    for breaking.left in (1, 2, 10_000, 10_000):
+        outcome = await imported(breaking, text)
+    assert outcome.faults == []
+    assert await everything(breaking) == await everything(memory)
 
 
 async def test_what_was_added_since_comes_with_the_next_import(store: Store, memory: MemoryStore) -> None:
@@ -616,6 +641,7 @@ def test_mistakes_are_one_sentence_and_make_nothing(here: Path) -> None:
         (("import", "bot:fleeting", "bad.jsonl"), 2, "its conversations are in the memory"),
         (("import", "bot:other", "absent.jsonl"), 2, "cannot read absent.jsonl: No such file or directory"),
         (("import", "bot:other", "bot.py"), 2, "line 2: expected a JSON object, this is no JSON; expected a file that"),
+        (("import", "bot:other", "bad.jsonl", "bad.jsonl"), 2, "expected [MODULE:NAME] FILE, got 3 words"),
         (("import", "absent.jsonl"), 2, "expected MODULE:NAME, e.g. app:worker; or name it once"),
         (("import", "bot:late", "bad.jsonl"), 1, "the database"),
         (("import", "bot:worker", "bad.jsonl", "--worker-id", ""), 2, "--worker-id: expected a text that is not empty"),
@@ -681,3 +707,65 @@ def test_ctrl_c_ends_an_export_and_leaves_no_file(here: Path) -> None:
     assert talking.returncode == 1
     assert said == b"dooers: interrupted; nothing was written\n"
     assert not list(here.glob("x.jsonl*"))
+
+
+def many(path: Path, threads: int = 1500, events: int = 4000) -> None:
+    """A file of many small threads, and a large one in their midst."""
+    with path.open("wb") as file:
+        file.write(write(Head(AT)))
+        for number in range(threads):
+            thread = a_thread(id=f"t-{number}", last_seq=events)
+            file.write(write(thread))
+            for seq in range(1, (events if number == threads // 2 else 2) + 1):
+                file.write(write(an_event(thread, id=f"e-{number}-{seq}", seq=seq, turn_seq=seq)))
+        file.write(write(End(threads, 0, 0)))
+
+
+def until_it_writes(database: Path) -> None:
+    until = time.monotonic() + WITHIN
+    while True:
+        with suppress(sqlite3.Error), closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+            if connection.execute("SELECT count(*) FROM worker_threads").fetchone()[0]:
+                return
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_an_import_that_was_killed_is_finished_by_the_next(here: Path) -> None:
+    many(here / "x.jsonl")
+    for _ in range(2):
+        talking = subprocess.Popen([*DOOERS, "import", "bot:other", "x.jsonl"], cwd=here, stderr=subprocess.DEVNULL)
+        try:
+            until_it_writes(here / "other.db")
+        finally:
+            talking.kill()
+            talking.wait(WITHIN)
+    assert dooers("import", "bot:other", "x.jsonl", cwd=here).returncode == 0
+    again = dooers("import", "bot:other", "x.jsonl", cwd=here)
+    assert again.stderr == b"imported no threads, no events, no runs; 1,500 threads there already, no faults\n"
+    assert kinds(dooers("export", "bot:other", cwd=here).stdout)["event"] == 2 * 1499 + 4000
+
+
+def test_ctrl_c_ends_an_import_that_goes_on_when_it_is_repeated(here: Path) -> None:
+    many(here / "x.jsonl", 100, 10)
+    (here / "slow.py").write_text(
+        "from bot import other\nimport dooers.cli.intake as i, asyncio\nold = i.Intake._take\n"
+        "async def take(self, thread):\n    if thread.id == 't-90':\n        await asyncio.sleep(60)\n    return await old(self, thread)\n"
+        "i.Intake._take = take\n"
+    )
+    talking = subprocess.Popen(
+        [*DOOERS, "import", "slow:other", "x.jsonl"], cwd=here, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        until_it_writes(here / "other.db")
+        talking.send_signal(signal.SIGINT)
+        _, said = talking.communicate(timeout=WITHIN)
+    finally:
+        talking.kill()
+        talking.wait(WITHIN)
+    assert talking.returncode == 1
+    assert said.endswith(b"dooers: interrupted; what was imported stays, and the same command goes on from there\n")
+    assert b"Traceback" not in said
+    done = dooers("import", "bot:other", "x.jsonl", cwd=here)
+    assert done.returncode == 0
+    assert kinds(dooers("export", "bot:other", cwd=here).stdout)["thread"] == 100

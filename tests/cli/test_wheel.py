@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
+import httpx
 import pytest
 from attrs import frozen
 from packaging.requirements import Requirement
@@ -128,6 +129,7 @@ def test_a_new_project_passes_its_tests_and_answers(
     for name in set(os.environ) - set(fresh.env):
         monkeypatch.delenv(name)
     with dooers_run(None, demo, command=(str(fresh.folder / "bin" / "dooers"),)) as running:
+        assert httpx.get(running.http, trust_env=False).headers["content-type"].startswith("text/html")
         assert "You said: hello" in fresh.shell(f"echo hello | dooers chat {running.ws} --user ana", demo)
         assert running.stop() == 0
     fresh.shell("dooers export --out threads.jsonl && WORKER_DATABASE_NAME=other.db dooers import threads.jsonl", demo)
