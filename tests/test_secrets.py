@@ -28,7 +28,16 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from websockets.asyncio.client import connect
 
-from dooers import AuthRequest, ConfigError, Identity, Internal, Secret, UnauthenticatedError, WorkerConfig, WorkerServer
+from dooers import (
+    AuthRequest,
+    ConfigError,
+    Identity,
+    Internal,
+    Secret,
+    UnauthenticatedError,
+    WorkerConfig,
+    WorkerServer,
+)
 from dooers.exceptions import HandlerError
 from dooers.protocol import parse
 from dooers.testing import Closed, WorkerClient
