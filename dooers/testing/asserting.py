@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 LINE = 120
+# The fields of an event that are shown also where nobody has named them.
+SHOWN = ("name", "text", "url", "filename", "args", "result")
 
 
 class ExpectationError(AssertionError, TimeoutError):
@@ -88,6 +90,7 @@ def assert_events(answer: Reply | Iterable[ThreadEvent], expected: Iterable[Line
 
     AssertionError with both, line by line: `-` was expected and is missing, `+` came and was not expected.
     """
+    __tracebackhide__ = True
     came = list(answer.events if isinstance(answer, Reply) else answer)
     wanted = [text(one) if isinstance(one, str | re.Pattern) else one for one in expected]
     steps = _aligned(wanted, came)
@@ -99,6 +102,7 @@ def assert_events(answer: Reply | Iterable[ThreadEvent], expected: Iterable[Line
 
 def assert_succeeded(*replies: Reply) -> None:
     """Each turn has succeeded, and no error was shown in it."""
+    __tracebackhide__ = True
     for reply in replies:
         if reply.status != "succeeded" or reply.error is not None:
             raise AssertionError(
@@ -197,15 +201,16 @@ def _difference(
             yield f"  - {wanted[i]}"
             continue
         kind, fields = _seen(came[j])
-        why = ""
+        why, named = "", set(SHOWN)
         if sign == "+":
             alike = next((one for one in missing if one.kind == kind), None)
             if alike is not None:
                 missing.remove(alike)
+                named |= set(alike.fields)
                 why = f"    <- {misfit(alike.fields, fields)}"
         else:
             missing.clear()
-        yield f"  {sign} {_line(kind, fields)}{why}"
+        yield f"  {sign} {_line(kind, {name: value for name, value in fields.items() if name in named})}{why}"
 
 
 def _line(kind: str, fields: Mapping[str, Any]) -> str:
