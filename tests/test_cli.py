@@ -599,6 +599,26 @@ def test_a_worker_that_goes_away_ends_the_chat_with_1(tmp_path: Path) -> None:
     assert b"Traceback" not in error
 
 
+def test_a_chat_survives_a_server_that_restarts(tmp_path: Path) -> None:
+    with dooers_run("bot:worker", files(tmp_path)) as first:
+        terminal = Terminal(first)
+        try:
+            terminal.until("you > ")
+            terminal.type("before")
+            terminal.until("to you")
+            terminal.until("succeeded in")
+            first.stop()
+            terminal.until("the connection is lost")
+            with dooers_run("bot:worker", tmp_path, "--port", first.host.rpartition(":")[2]):
+                terminal.until("reconnected")
+                terminal.type("/new")
+                terminal.until("a new conversation")
+                terminal.type("after")
+                terminal.until("to you")
+        finally:
+            terminal.close()
+
+
 def test_a_message_grows_on_the_screen_and_stays_once_it_is_whole() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80)

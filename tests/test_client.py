@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from snippets import blocks, run
 from websockets.asyncio.server import ServerConnection, serve
 
 from dooers import (
@@ -531,3 +532,25 @@ async def test_a_connection_without_answers_is_given_up() -> None:
     async with tape(deaf) as address, Client(address, within=0.2) as client:
         with pytest.raises(NoAnswerError, match=r"no answer to ping within 0\.2 s"):
             await client.ask("ping")
+
+
+# ---------------------------------------------------------------- its page
+
+
+async def test_the_functions_of_the_page_about_the_client_run(url: str) -> None:
+    page: dict[str, Any] = {}
+    for block in blocks("docs/client.md"):
+        if block.language == "python":
+            await run(block.text, page, block.place)
+    async with asyncio.timeout(WITHIN):
+        first, again = await page["greet"](url)
+        assert (first.text, again.text) == ("Hello. done", "And done")
+        await page["follow"](url)
+        looked, *_ = await page["look"](url, first.thread_id, first.event_id)
+        assert [event.text for event in looked.events] == ["Hello. done", "And now?", "And done"]
+        assert (await page["stay"](url, lambda: "token")).status == "succeeded"
+        before = (await page["greet"](url))[0].thread_id
+        left = await page["tidy"](url)
+        async with Client(url) as client:
+            assert left == (await client.threads()).total
+        assert before

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from snippets import blocks
 
 pytest_plugins = ["pytester"]
 
@@ -163,6 +164,25 @@ def test_a_failure_shows_what_came_and_what_was_expected(installed: pytest.Pytes
         ["*- text 'Good morning.'", "*+ text '1: Hello.'    <- text: expected 'Good morning.', got '1: Hello.'"]
     )
     result.stdout.fnmatch_lines(["*the turn failed: Something went wrong.*"])
+
+
+def test_the_page_about_testing_is_a_project_whose_tests_pass(
+    installed: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each Python block of docs/testing.md says in its first line which file it is a part of."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    files: dict[str, str] = {}
+    for block in blocks("docs/testing.md"):
+        if block.language == "python":
+            name, _, rest = block.text.partition("\n")
+            assert name.startswith("# "), block.place
+            files[name[2:]] = files.get(name[2:], "") + rest
+    for name, source in files.items():
+        (installed.path / name).write_text(source)
+    result = run(installed)
+    told = sum(source.count("async def test_") for source in files.values())
+    result.assert_outcomes(passed=told)
+    assert not (installed.path / "agent.db").exists()
 
 
 def test_the_package_names_it_as_its_plugin() -> None:

@@ -34,10 +34,12 @@ NOT_OURS = 1002
 class Gone(Exception):
     """A connection has ended; `code` is the WebSocket's close code, None where there was none."""
 
-    def __init__(self, code: int | None = None, reason: str = "") -> None:
+    def __init__(self, code: int | None = None, reason: str = "", *, final: bool = False) -> None:
         super().__init__(f"{code}{f': {reason}' if reason else ''}")
         self.code = code
         self.reason = reason
+        # Another connection would be no better, or there is nobody to make one.
+        self.final = final
 
     @property
     def error(self) -> DisconnectedError:
@@ -137,9 +139,12 @@ class Connection:
         except Gone as error:
             gone = error
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            gone = Gone(NOT_OURS)
+            gone = Gone(NOT_OURS, final=True)
             gone.__cause__ = error
             self.link.abort()
+        except asyncio.CancelledError:
+            gone = Gone(reason="its event loop ends", final=True)
+            raise
         finally:
             self.gone = gone
             self._tell_gone(self, gone)

@@ -38,9 +38,13 @@ class Feed:
     It is the thread in which the message with this `key` (its `client_event_id`) comes.
     """
 
-    def __init__(self, thread_id: str | None = None, *, key: str | None = None, everything: bool = False) -> None:
+    def __init__(
+        self, thread_id: str | None = None, *, key: str | None = None, near: str | None = None, everything: bool = False
+    ) -> None:
         self.thread_id = thread_id
         self.key = key
+        # Where that message is said: a repeat may have been said elsewhere.
+        self.near = near
         # Whether it is meant to have everything, not only until its thread is known.
         self.everything = everything
         # The runs whose end its reader waits for: it may come while there is no connection.

@@ -17,6 +17,7 @@ from weakref import WeakSet
 from dooers.client.connection import NOT_OURS, Connection, Frame, Gone, Link
 from dooers.client.feeds import BACK, LOST, Feed, of_client, thread_of
 from dooers.exceptions import (
+    ClosingError,
     DisconnectedError,
     DooersError,
     ForbiddenError,
@@ -41,6 +42,7 @@ KEPT = 50
 WHO_ARE_YOU, NOT_YOU = 4401, 4403
 # Refusals of a connection that may be none a moment later.
 PASSING = {"RATE_LIMITED", "CLOSING", "SERVER_ERROR", "DISCONNECTED", "NO_ANSWER"}
+TOPICS = {"settings.subscribe": "settings.unsubscribe", "analytics.subscribe": "analytics.unsubscribe"}
 # What may be asked twice without being done twice; `event.create` may with a `client_event_id`.
 AGAIN = {
     "ping",
@@ -93,7 +95,7 @@ class Lifeline:
         self.generation = 0
         # Each thread that this connection hears of, with number and id of the last stored event that has come; the latest last.
         self.followed: dict[str, tuple[int, str] | None] = {}
-        # `settings.subscribe` and its like, as they were asked: how many here want each.
+        # How many here want to hear of each topic.
         self.topics: dict[str, int] = {}
         # Weak, so that an iterator nobody holds any more stops collecting.
         self._feeds: WeakSet[Feed] = WeakSet()
@@ -161,6 +163,7 @@ class Lifeline:
         """Send a frame; the payload of the answer to it. Over as many connections as it takes, `within` seconds on each."""
         payload = payload or {}
         repeated = False
+        began = asyncio.get_running_loop().time()
         while True:
             connection = await self.connected()
             try:
@@ -175,6 +178,13 @@ class Lifeline:
                 if repeated and frame_type == "thread.delete":
                     return {}  # the first time has done it
                 raise
+            except (ClosingError, RateLimitedError) as error:
+                # A worker that closes is there again in a moment. And that of a message's own turn there are too many is no refusal of it.
+                passing = frame_type == "event.create" and (repeated or isinstance(error, ClosingError))
+                wait = error.retry_after if isinstance(error, RateLimitedError) else random.uniform(0.1, FIRST)
+                if not passing or asyncio.get_running_loop().time() + wait - began > self._retry_for:
+                    raise
+                await asyncio.sleep(wait)
             else:
                 self._subscribed(frame_type, payload)
                 return answer
@@ -184,9 +194,19 @@ class Lifeline:
         if self._connection is not None:
             self._connection.post(frame_type, payload, frame_id)
 
-    def feed(self, thread_id: str | None = None, *, key: str | None = None, everything: bool = False) -> Feed:
+    def leave(self, topic: str) -> None:
+        """One less wants to hear of a topic; after the last the worker is told."""
+        left = self.topics.pop(topic, 0) - 1
+        if left > 0:
+            self.topics[topic] = left
+        elif left == 0:
+            self.post(TOPICS[topic], {}, "")
+
+    def feed(
+        self, thread_id: str | None = None, *, key: str | None = None, near: str | None = None, everything: bool = False
+    ) -> Feed:
         """The frames that come from now on, those of the client itself among them."""
-        feed = Feed(thread_id, key=key, everything=everything)
+        feed = Feed(thread_id, key=key, near=near, everything=everything)
         self._feeds.add(feed)
         if self._lost is not None:
             feed.put(self._lost)
@@ -228,7 +248,11 @@ class Lifeline:
 
     def _subscribed(self, frame_type: str, payload: Mapping[str, Any]) -> None:
         """What an answer says about what this connection hears of."""
-        if frame_type == "thread.unsubscribe":
+        if frame_type in TOPICS:
+            self.topics[frame_type] = self.topics.get(frame_type, 0) + 1
+        elif frame_type in TOPICS.values():
+            self.topics = {topic: count for topic, count in self.topics.items() if TOPICS[topic] != frame_type}
+        elif frame_type == "thread.unsubscribe":
             self.followed.pop(payload["thread_id"], None)
         elif frame_type in ("event.create", "thread.subscribe") and len(self.followed) > KEPT:
             self._let_go()
@@ -245,7 +269,7 @@ class Lifeline:
         feeds = list(self._feeds)
         if self._overhear is not None or any(feed.everything for feed in feeds):
             return dict.fromkeys(self.followed)
-        return {feed.thread_id: None for feed in feeds if feed.thread_id is not None}
+        return {one: None for feed in feeds if (one := feed.thread_id or feed.near) is not None}
 
     # ------------------------------------------------------------ a connection is lost
 
@@ -268,7 +292,7 @@ class Lifeline:
             return UnauthenticatedError(gone.reason or "what proved your identity has expired")
         if gone.code == NOT_YOU:
             return ForbiddenError(gone.reason or "this connection is not allowed")
-        return gone.error if self._retry_for <= 0 or gone.code == NOT_OURS else None
+        return gone.error if self._retry_for <= 0 or gone.final else None
 
     def _begin_mending(self, gone: Gone | None = None, *, at_once: bool = False) -> None:
         now = asyncio.get_running_loop().time()
@@ -336,9 +360,8 @@ class Lifeline:
             for thread_id in wanted:
                 await self._follow_again(connection, thread_id)
             self.followed = {one: last for one, last in self.followed.items() if one in wanted}
-            for topic, count in self.topics.items():
-                if count:
-                    await connection.ask(topic, {}, self.within)
+            for topic in list(self.topics):
+                await connection.ask(topic, {}, self.within)
         except BaseException:
             await connection.close()
             raise

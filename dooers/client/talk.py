@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Literal, TypeAlias
 from uuid import uuid4
 from weakref import WeakSet
@@ -29,7 +29,7 @@ from dooers.client.updates import (
     read_time,
 )
 from dooers.codec import parts, plain_parts
-from dooers.exceptions import DisconnectedError, NoAnswerError
+from dooers.exceptions import DisconnectedError, NoAnswerError, RateLimitedError
 from dooers.models import ContentPart, TextPart, Thread, ThreadEvent
 
 __all__ = ["Content", "Talk"]
@@ -200,15 +200,12 @@ class Talk:
 
     @asynccontextmanager
     async def _topic(self, name: str) -> AsyncIterator[Feed]:
-        feed, topics, topic = self._line.feed(everything=True), self._line.topics, f"{name}.subscribe"
-        topics[topic] = topics.get(topic, 0) + 1
+        feed, topic = self._line.feed(everything=True), f"{name}.subscribe"
+        await self._line.ask(topic)
         try:
-            await self._line.ask(topic)
             yield feed
         finally:
-            topics[topic] -= 1
-            if not topics[topic]:
-                self._line.post(f"{name}.unsubscribe", {}, "")
+            self._line.leave(topic)
 
     # ------------------------------------------------------------ frames
 
@@ -240,7 +237,7 @@ class Talk:
         event = {"type": "message", "actor": "user", "content": plain_parts([*said, *parts(content)])}
         event |= _given(data=None if data is None else dict(data))
         message = {"client_event_id": key, "event": event, **_given(thread_id=thread_id)}
-        feed = self._line.feed(thread_id, key=key)
+        feed = self._line.feed(key=key, near=thread_id)
         generation = self._line.generation
         await self._line.ask("event.create", message)
         seen = feed.waiting()
@@ -279,7 +276,8 @@ class Talk:
                     yield frame
                 if frame["type"] == "thread.snapshot" and turn.message is not None and turn.unseen:
                     # Its process may have died before it began. Then the repeat is answered, else nothing happens.
-                    await self._line.ask("event.create", turn.message)
+                    with suppress(RateLimitedError):
+                        await self._line.ask("event.create", turn.message)
             if turn.ended and (not live or turn.deleted):
                 # Whatever belongs to the same step (an error notice, the next run) is in front of the pong.
                 await self._line.ask("ping")

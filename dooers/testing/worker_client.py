@@ -125,7 +125,7 @@ class WorkerClient(Talk):
             "deltas": deltas,
             "within": within,
         }
-        self._claims = claims
+        self._claims, self._given = claims, connect
         usual: dict[str, Any] = {
             "worker_id": worker.config.worker_id,
             "organization_id": "org-1",
@@ -160,6 +160,8 @@ class WorkerClient(Talk):
 
     def as_(self, **claims: Any) -> WorkerClient:
         """Another client of the same worker, with these claims instead: `async with client.as_(user_id="bob") as bob:`."""
+        if self._given is not None:
+            return WorkerClient(self._worker, **self._options, connect={**self._given, **claims})
         return WorkerClient(self._worker, **self._options, **{**self._claims, **claims})
 
     async def open(self) -> None:
