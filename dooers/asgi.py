@@ -10,12 +10,13 @@ from typing import Any
 import anyio
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route, WebSocketRoute
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
 from dooers.exceptions import ClosingError
+from dooers.playground import HEADERS, INDEX, Asset, assets
 
 __all__ = ["make_app"]
 
@@ -27,8 +28,12 @@ def make_app(
     handle: Callable[[Any], Awaitable[None]],
     lifespan: Callable[[Any], AbstractAsyncContextManager[None]],
     ready: Callable[[], Awaitable[None]],
+    about: Callable[[], Asset] | None = None,
 ) -> ASGIApp:
-    """An application with the WebSocket at `/ws`, `/health` and `/ready`. The two say yes or no, never why."""
+    """An application with the WebSocket at `/ws`, `/health` and `/ready`. The two say yes or no, never why.
+
+    With `about`, what the playground is told of its worker, the playground is at `/`.
+    """
 
     async def serve(websocket: WebSocket) -> None:
         await handle(websocket)
@@ -47,5 +52,39 @@ def make_app(
             return JSONResponse({"status": "unavailable"}, status_code=503)
         return JSONResponse({"status": "ok"})
 
-    routes = [WebSocketRoute("/ws", serve), Route("/health", health), Route("/ready", is_ready)]
+    routes: list[BaseRoute] = [WebSocketRoute("/ws", serve), Route("/health", health), Route("/ready", is_ready)]
+    if about is not None:
+        routes += _playground(about)
     return Starlette(routes=routes, lifespan=lifespan)
+
+
+def _playground(about: Callable[[], Asset]) -> list[Route]:
+    """The page at `/`, what it is made of below `/playground`. All URLs in it are relative: it may be mounted anywhere."""
+    files = assets()
+    page = files.pop(INDEX)
+
+    async def index(request: Request) -> Response:
+        return _answer(request, page)
+
+    async def config(request: Request) -> Response:
+        return _answer(request, about())
+
+    async def file(request: Request) -> Response:
+        return _answer(request, files.get(request.path_params["path"]))
+
+    return [
+        Route("/", index),
+        Route("/playground/config.json", config),
+        Route("/playground/{path:path}", file),
+    ]
+
+
+def _answer(request: Request, asset: Asset | None) -> Response:
+    if asset is None:
+        return Response("not found", 404, HEADERS, "text/plain")
+    headers = {**HEADERS, "ETag": asset.etag}
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if asset.etag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    headers["Content-Length"] = str(len(asset.body))
+    return Response(b"" if request.method == "HEAD" else asset.body, headers=headers, media_type=asset.media_type)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from re import compile as pattern
 from typing import Any, Literal, TypeAlias
 
 from attrs import Factory, field, frozen
 
-from dooers.exceptions import InvalidValueError, quoted
+from dooers.exceptions import InvalidValueError, TooLargeError, quoted
 
 __all__ = [
     "Actor",
@@ -36,6 +37,7 @@ __all__ = [
     "ThreadQuery",
     "User",
     "check_id",
+    "one_line",
     "text_of",
 ]
 
@@ -46,6 +48,7 @@ RunStatus: TypeAlias = Literal["running", "succeeded", "failed", "canceled"]
 Operation: TypeAlias = Literal[
     "thread.read",
     "thread.post",
+    "thread.update",
     "thread.delete",
     "run.cancel",
     "settings.read",
@@ -123,6 +126,22 @@ def check_id(value: str, path: str) -> str:
     if len(value) > MAX_ID:
         raise InvalidValueError(f"{path}: expected at most {MAX_ID} characters, got {len(value)}")
     return value
+
+
+# A line of a list, or what somebody looks for in one.
+MAX_LINE = 200
+_BREAKS = pattern(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+def one_line(text: str | None, path: str) -> str | None:
+    """A text of people as one line: without line breaks, control characters, and space around it. None where nothing is left.
+
+    TooLargeError for more than a title may have.
+    """
+    line = "" if text is None else _BREAKS.sub(" ", text).strip()
+    if len(line) > MAX_LINE:
+        raise TooLargeError(f"{path}: at most {MAX_LINE} characters, got {len(line)}")
+    return line or None
 
 
 def _or_empty(value: str | None) -> str:
@@ -351,11 +370,16 @@ class EventQuery:
 
 @frozen(kw_only=True)
 class ThreadQuery:
-    """Which threads, the most recently active first. `equal` compares columns; `before` is where the last page ended."""
+    """Which threads, the most recently active first. `equal` compares columns; `before` is where the last page ended.
+
+    `containing` keeps those whose title has this text in it, in whatever case; no text keeps all. `until` is the last place to look at.
+    """
 
     equal: dict[str, str] = Factory(dict)
     limit: int = 50
     before: tuple[datetime, str] | None = None
+    until: tuple[datetime, str] | None = None
+    containing: str | None = None
     oldest_first: bool = False
 
 

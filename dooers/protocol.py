@@ -45,6 +45,7 @@ __all__ = [
     "ThreadList",
     "ThreadName",
     "ThreadSubscribe",
+    "ThreadUpdate",
     "WorkerName",
     "ack",
     "appended",
@@ -70,6 +71,7 @@ VERSION = "0.1.0"
 class ThreadList:
     cursor: str | None = None
     limit: int | None = None
+    query: str | None = None
 
 
 @frozen
@@ -85,6 +87,14 @@ class ThreadName:
     """The payload of frames that only name a thread."""
 
     thread_id: str
+
+
+@frozen
+class ThreadUpdate:
+    """The title is to be said: None takes it away, and who forgets it is not to lose one."""
+
+    thread_id: str
+    title: str | None
 
 
 @frozen
@@ -160,6 +170,7 @@ CLIENT: dict[str, type] = {
     "thread.list": ThreadList,
     "thread.subscribe": ThreadSubscribe,
     "thread.unsubscribe": ThreadName,
+    "thread.update": ThreadUpdate,
     "thread.delete": ThreadName,
     "event.create": EventCreate,
     "event.list": EventList,
@@ -354,9 +365,9 @@ def refusal(ack_id: str | None, error: DooersError) -> dict[str, Any]:
     return {"ack_id": ack_id if ack_id is not None else "", "ok": False, "error": told}
 
 
-def write_cursor(thread: Thread) -> str:
-    """Where a page of threads ended, as clients give it back: opaque to them."""
-    return urlsafe_b64encode(dumps([thread.last_event_at.isoformat(), thread.id]).encode()).decode()
+def write_cursor(at: datetime, thread_id: str) -> str:
+    """The place where a page of threads ended, as clients give it back: opaque to them."""
+    return urlsafe_b64encode(dumps([at.isoformat(), thread_id]).encode()).decode()
 
 
 def read_cursor(cursor: str) -> tuple[datetime, str]:

@@ -19,8 +19,9 @@ from dooers.models import Identity
 
 __all__ = ["Bucket", "Quota", "Quotas"]
 
-# A large frame counts for several: one more for each of these bytes. So does a long page: one more for each of these rows.
-WEIGHT, ROWS = 4096, 20
+# A large frame counts for several: one more for each of these bytes. So does a long page: one more for each of these rows; and a search:
+# one more for each of these threads that it walks past.
+WEIGHT, ROWS, WALKED = 4096, 20, 500
 
 
 @define(eq=False)

@@ -25,6 +25,7 @@ from dooers.models import (
     ThreadQuery,
     User,
     check_id,
+    one_line,
 )
 from dooers.runner import Runner
 from dooers.stores import Store
@@ -50,11 +51,24 @@ class Repository:
     # ------------------------------------------------------------ threads
 
     async def list_threads(
-        self, filter: Mapping[str, str] | None = None, order: Mapping[str, str] | None = None, limit: int = 50
+        self,
+        filter: Mapping[str, str] | None = None,
+        order: Mapping[str, str] | None = None,
+        limit: int = 50,
+        *,
+        query: str | None = None,
     ) -> list[Thread]:
-        """Threads by last activity. Filters: id, worker_id, organization_id, workspace_id, user_id, title."""
-        query = ThreadQuery(equal=dict(filter or {}), limit=_limit(limit), oldest_first=_ascending(order))
-        return await self._store.threads(query)
+        """Threads by last activity. Filters: id, worker_id, organization_id, workspace_id, user_id, title.
+
+        `query`: only those whose title has this text in it, in whatever case. All that the filters leave are looked at for it.
+        """
+        asked = ThreadQuery(
+            equal=dict(filter or {}),
+            limit=_limit(limit),
+            oldest_first=_ascending(order),
+            containing=None if query is None else one_line(_text("query", query), "query"),
+        )
+        return await self._store.threads(asked)
 
     async def get_thread(self, thread_id: str) -> Thread | None:
         """A thread, or None."""

@@ -11,7 +11,7 @@ from dooers.routes.desk import Desk
 from dooers.routes.events import event_create, event_list, run_cancel
 from dooers.routes.opinions import analytics_subscribe, analytics_unsubscribe, feedback
 from dooers.routes.settings import settings_patch, settings_public_schema, settings_subscribe, settings_unsubscribe
-from dooers.routes.threads import thread_delete, thread_list, thread_subscribe, thread_unsubscribe
+from dooers.routes.threads import thread_delete, thread_list, thread_subscribe, thread_unsubscribe, thread_update
 from dooers.session import Session
 
 __all__ = ["ROUTES", "route"]
@@ -22,6 +22,7 @@ ROUTES: dict[str, Callable[[Desk, Session, ClientFrame], Awaitable[None]]] = {
     "thread.list": thread_list,
     "thread.subscribe": thread_subscribe,
     "thread.unsubscribe": thread_unsubscribe,
+    "thread.update": thread_update,
     "thread.delete": thread_delete,
     "event.create": event_create,
     "event.list": event_list,

@@ -24,6 +24,7 @@ from dooers.inject import InjectedHandler
 from dooers.lifecycle import Lifecycle
 from dooers.models import ContentPart
 from dooers.openturn import Message, OpenTurn
+from dooers.playground import Asset, about
 from dooers.registration import Registration
 from dooers.repository import Repository
 from dooers.routes.desk import Desk
@@ -117,12 +118,16 @@ class WorkerServer(Registration):
 
     # ------------------------------------------------------------ the doors
 
-    def asgi_app(self) -> ASGIApp:
+    def asgi_app(self, *, playground: bool = False) -> ASGIApp:
         """The whole application: the WebSocket at `/ws`, `/health` (live), `/ready` (store reachable). Mount it anywhere.
 
-        With a lifespan it opens and closes the worker; mounted where none reaches it, the worker opens on first use.
+        With a lifespan it opens and closes the worker; mounted where none reaches it, the worker opens on first use. With `playground`
+        there is a page at `/` to talk to the worker in a browser.
         """
-        return make_app(self.handle, self.lifespan, self.ready)
+        return make_app(self.handle, self.lifespan, self.ready, self._about if playground else None)
+
+    def _about(self) -> Asset:
+        return about(self.config, authenticated=self._authenticate is not None)
 
     async def ready(self) -> None:
         """Return when the store answers; StoreError when it does not, ClosingError while the worker closes."""

@@ -228,6 +228,9 @@ async def test_what_is_done_through_one_process_is_done_in_all(place: Place, clu
             await post(last, "title 0 new", thread_id)
             for feed in feeds:
                 await next_of(feed, "thread.upsert", lambda p: p["thread"].get("title") == "title 0 new")
+            await last.ask("thread.update", {"thread_id": thread_id, "title": "by a person"})
+            for feed in feeds:
+                await next_of(feed, "thread.upsert", lambda p: p["thread"].get("title") == "by a person")
             await last.ask("thread.delete", {"thread_id": thread_id})
             for feed in feeds:
                 await next_of(feed, "thread.deleted", lambda p: p["thread_id"] == thread_id)

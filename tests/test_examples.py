@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,12 @@ def fastapi_basic(here: Path) -> Iterator[Served]:
 def authenticate_jwt(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setenv("JWT_SECRET", "one that the issuer and the worker share")
     with dooers_run("examples.authenticate_jwt:worker", here) as served:
+        yield served
+
+
+@pytest.fixture
+def tour(here: Path) -> Iterator[Served]:
+    with dooers_run("examples.tour:worker", here) as served:
         yield served
 
 
@@ -139,3 +146,37 @@ async def test_authenticate_jwt_knows_people_by_their_token(authenticate_jwt: Se
     assert authenticate_jwt.stop() == 0
     assert "Traceback" not in authenticate_jwt.said
     assert alice.partition(".")[0] not in authenticate_jwt.said
+
+
+async def test_tour_stops_everywhere_it_says_it_does(tour: Served) -> None:
+    async with Client(tour.ws, user_id="ana", deltas=True) as client:
+        await client.ask("settings.patch", {"worker_id": "worker", "field_id": "pause", "value": 0})
+        thread_id, texts = await say(client, "hello")
+        assert texts[0].startswith("Hello! Say one of these")
+        stops = re.findall(r"`(\w+)`", texts[0])
+        assert len(stops) == 9
+
+        kinds: dict[str, list[str]] = {}
+        for stop in set(stops) - {"slow"}:
+            async for frame in client.send(stop, thread_id):
+                for event in frame["payload"].get("events", ()):
+                    if event["actor"] != "user":
+                        kinds.setdefault(stop, []).append(
+                            event["content"][0]["type"] if event["content"] else event["type"]
+                        )
+        assert kinds.pop("fail") == ["text", "text"]
+        assert kinds.pop("tools") == ["tool.call", "tool.result", "tool.transaction", "text"]
+        assert kinds.pop("image") == ["image", "text"]
+        assert kinds.pop("document") == ["document", "text"]
+        assert kinds == {stop: ["text"] for stop in ("markdown", "long", "settings", "me")}
+
+        await client.ask("settings.patch", {"worker_id": "worker", "field_id": "tone", "value": "loud"})
+        assert (await say(client, "me", thread_id))[1] == ["YOU ARE **ANA** OF LOCAL, IN LOCAL."]
+
+        async for frame in client.send("slow", thread_id):
+            if frame["type"] == "event.delta":
+                await client.ask("run.cancel", {"thread_id": thread_id})
+            if frame["type"] == "run.upsert":
+                ended = frame["payload"]["run"]["status"]
+        assert ended == "canceled"
+    assert tour.stop() == 0

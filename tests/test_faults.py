@@ -403,6 +403,8 @@ async def a_stop(house: House) -> None:
 
 async def reading(house: House) -> None:
     await house.ask("list", "thread.list")
+    await house.ask("search", "thread.list", query="t")
+    await house.ask("rename", "thread.update", thread_id=house.thread_id, title="of a person")
     await house.ask("events", "event.list", thread_id=house.thread_id, before_event_id=house.event_id)
     await house.ask("subscribe", "thread.subscribe", thread_id=house.thread_id)
     await house.ask("resume", "thread.subscribe", thread_id=house.thread_id, after_event_id=house.event_id)

@@ -21,6 +21,7 @@ from dooers import ConfigError, DispatchError, Identity, WorkerConfig, WorkerSer
 from dooers.exceptions import ProtocolError
 from dooers.models import MAX_ID, MAX_NAME
 from dooers.protocol import CLIENT, parse
+from dooers.routes import threads
 from dooers.testing import Closed, WorkerClient
 
 Hit = Callable[[Path], Awaitable[None]]
@@ -416,6 +417,20 @@ async def test_all_connections_of_an_identity_draw_from_one_bucket_that_outlives
         back = await WorkerClient(worker).__aenter__()
         assert await code_of(back, "ping") == "RATE_LIMITED"
         await vanish(back)
+
+
+@pytest.mark.parametrize(("walk", "code"), [(8, "RATE_LIMITED"), (10, "ok")])
+async def test_a_search_that_walks_far_counts_for_many(walk: int, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "WALK", walk)
+    monkeypatch.setattr(threads, "WALKED", 1)  # one more frame for each thread
+    async with serving(frames_burst=6, frames_per_second=0.01) as (worker, _):
+        repository = await worker.repository()
+        for _ in range(9):
+            await repository.create_thread("worker", "org-1", "ws-1", "user-1", "a title")
+        client = await WorkerClient(worker).__aenter__()
+        assert await code_of(client, "thread.list", {"query": "nowhere", "limit": 1}) == "ok"
+        assert await code_of(client, "ping") == code
+        await vanish(client)
 
 
 @pytest.mark.parametrize("message", [{"text": "x" * 2**21}, {"bytes": b"x" * 2**21}], ids=["text", "bytes"])

@@ -310,6 +310,9 @@ async def test_threads_are_renamed_and_deleted_for_everybody(worker_config: Work
         thread_id = await post(one, "A title")
         titles = [(await two.expect("thread.upsert"))["payload"]["thread"].get("title") for _ in range(2)]
         assert titles == [None, "A title"]
+        assert (await two.ask("thread.update", {"thread_id": thread_id, "title": "Another"}))["payload"]["ok"]
+        while (await one.expect("thread.upsert"))["payload"]["thread"].get("title") != "Another":
+            pass
         assert (await two.ask("thread.delete", {"thread_id": thread_id}))["payload"]["ok"]
         assert (await one.expect("thread.deleted"))["payload"]["thread_id"] == thread_id
         assert workers.one._parts.broadcast().watched() == []

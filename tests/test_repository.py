@@ -11,7 +11,7 @@ from attrs import evolve
 from cryptography.fernet import Fernet
 
 from dooers import SettingsField, SettingsFieldType, SettingsSchema, WorkerConfig, WorkerServer
-from dooers.exceptions import InvalidValueError, NotFoundError, StoreError
+from dooers.exceptions import DooersError, InvalidValueError, NotFoundError, StoreError
 from dooers.models import ImagePart, TextPart, Thread, User
 from dooers.repository import Repository
 from dooers.testing import WorkerClient
@@ -98,6 +98,19 @@ async def test_threads_are_listed_by_filter_order_and_limit(repo: Repository) ->
     assert [thread.id for thread in await repo.list_threads({"user_id": "user-1"})] == ids[5::-2]
     assert [thread.id for thread in await repo.list_threads({"title": "t3"})] == [ids[3]]
     assert await repo.list_threads({"user_id": ""}) == []
+
+
+async def test_threads_are_found_by_what_their_title_contains(repo: Repository) -> None:
+    first, second, _ = [await a_thread(repo, title, "user-1") for title in ("Äpfel 100%", "ÄPFEL", "Birnen")]
+    assert await repo.list_threads(query="äpfel") == [second, first]
+    assert await repo.list_threads({"user_id": "user-1"}, {"direction": "asc"}, 1, query="äpfel") == [first]
+    assert await repo.list_threads(query="0%") == [first]
+    assert await repo.list_threads({"user_id": "user-2"}, query="äpfel") == []
+    assert len(await repo.list_threads(query="  ")) == 3
+    wrong: list[Any] = ["x" * 201, 5, ["x"]]
+    for query in wrong:
+        with pytest.raises(DooersError):
+            await repo.list_threads(query=query)
 
 
 async def test_connected_clients_are_told_of_what_the_repository_does(worker: WorkerServer, repo: Repository) -> None:

@@ -103,6 +103,7 @@ async def test_before_connect_only_ping_and_the_public_schema_are_answered(worke
         "thread.list": {},
         "thread.subscribe": {"thread_id": "t"},
         "thread.unsubscribe": {"thread_id": "t"},
+        "thread.update": {"thread_id": "t", "title": "T"},
         "thread.delete": {"thread_id": "t"},
         "event.create": said("hi"),
         "event.list": {"thread_id": "t"},
@@ -351,6 +352,7 @@ async def everything(client: WorkerClient, thread_id: str, event_id: str, run_id
         "feedback  ": {"target_type": "thread", "target_id": thread_id, "feedback": "like"},
         "run.cancel": {"thread_id": thread_id},
         "run.cancel ": {"run_id": run_id},
+        "thread.update": {"thread_id": thread_id, "title": "theirs"},
         "thread.delete": {"thread_id": thread_id},
     }
     return {kind: await code_of(client, kind.strip(), payload) for kind, payload in frames.items()}
@@ -589,6 +591,7 @@ async def operations(client: WorkerClient, reply: Reply) -> dict[str, str]:
         ("settings.read", "settings.subscribe", {}),
         ("settings.patch", "settings.patch", {"field_id": "model", "value": "new"}),
         ("analytics.read", "analytics.subscribe", {}),
+        ("thread.update", "thread.update", {**named, "title": "T"}),
         ("thread.delete", "thread.delete", named),
     ]
     assert {operation for operation, _, _ in frames} == set(get_args(Operation))

@@ -177,6 +177,7 @@ ROWS = {
     "list": Row("thread.list", lambda o: {}, title_of(FIRST)),
     "list, a page": Row("thread.list", lambda o: {"limit": 1}, title_of(SECOND)),
     "list, her cursor": Row("thread.list", lambda o: {"limit": 1, "cursor": o.cursor}, title_of(FIRST)),
+    "list, her title": Row("thread.list", lambda o: {"query": FIRST.upper()}, title_of(FIRST)),
     "subscribe": Row("thread.subscribe", lambda o: {"thread_id": o.first}, ANSWER),
     "subscribe, being written": Row("thread.subscribe", lambda o: {"thread_id": o.second}, ANSWER),
     "subscribe, after her event": Row(
@@ -219,6 +220,13 @@ ROWS = {
     "analytics, agent": Row("analytics.subscribe", lambda o: {"agent_id": WORKER}),
     "no analytics": Row("analytics.unsubscribe", lambda o: {"worker_id": WORKER}),
     "no analytics, agent": Row("analytics.unsubscribe", lambda o: {"agent_id": WORKER}),
+    "rename": Row(
+        "thread.update", lambda o: {"thread_id": o.first, "title": "mine"}, tells="thread.upsert", changes=True
+    ),
+    "rename, being answered": Row(
+        "thread.update", lambda o: {"thread_id": o.second, "title": None}, tells="thread.upsert", changes=True
+    ),
+    "rename, no title": Row("thread.update", lambda o: {"thread_id": o.first, "title": "x" * 201}, '"TOO_LARGE"'),
     "delete": Row("thread.delete", lambda o: {"thread_id": o.first}, tells="thread.deleted", changes=True),
     "delete, being answered": Row(
         "thread.delete", lambda o: {"thread_id": o.second}, tells="thread.deleted", changes=True
@@ -635,6 +643,7 @@ async def test_a_subscription_that_is_refused_takes_no_room_and_says_nothing_whe
 NEEDS: dict[Operation, set[str]] = {
     "thread.read": {"thread.list", "thread.subscribe", "event.list"},
     "thread.post": {"event.create"},
+    "thread.update": {"thread.update"},
     "thread.delete": {"thread.delete"},
     "run.cancel": {"run.cancel"},
     "settings.read": {"settings.subscribe"},

@@ -299,6 +299,8 @@ async def test_threads_history_feedback_and_settings_are_typed() -> None:
         assert (await client.settings()).values == {"model": "small"}
         await client.patch("model", "large")
         assert (await client.settings()).values == {"model": "large"}
+        await client.rename(replies[1].thread_id, "Cats and dogs")
+        assert [thread.title for thread in (await client.threads("CATS")).items] == ["Cats and dogs"]
         await client.delete(replies[0].thread_id)
         assert (await client.threads()).total == 2
     await worker.close()

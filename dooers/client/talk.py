@@ -134,7 +134,10 @@ class Talk:
     async def threads(
         self, query: str | None = None, *, cursor: str | None = None, limit: int | None = None
     ) -> Page[Thread]:
-        """The threads that one may see, the most recently active first; `query` finds them by their words."""
+        """The threads that one may see, the most recently active first; `query` keeps those with that text in their title.
+
+        A page of a search may be empty and have a cursor all the same: there is more to look at.
+        """
         found = await self._line.ask("thread.list", _given(query=query, cursor=cursor, limit=limit))
         return Page([read_thread(one) for one in found["threads"]], found.get("cursor"), found.get("total_count"))
 
@@ -146,8 +149,8 @@ class Talk:
         found = await self._line.ask("event.list", asked)
         return Page([read_event(one) for one in found["events"]], found.get("cursor"))
 
-    async def rename(self, thread_id: str, title: str) -> None:
-        """Give a thread another title."""
+    async def rename(self, thread_id: str, title: str | None) -> None:
+        """Give a thread another title, or none."""
         await self._line.ask("thread.update", {"thread_id": thread_id, "title": title})
 
     async def delete(self, thread_id: str) -> None:

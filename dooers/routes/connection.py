@@ -32,7 +32,7 @@ __all__ = ["CAPABILITIES", "connect", "ping"]
 
 log = logging.getLogger("dooers")
 
-CAPABILITIES = ["deltas", "run.cancel"]
+CAPABILITIES = ["deltas", "run.cancel", "thread.update", "thread.search"]
 
 
 async def connect(desk: Desk, session: Session, frame: ClientFrame) -> None:

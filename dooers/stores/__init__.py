@@ -112,8 +112,18 @@ class Store(Protocol):
         """A page of threads, the most recently active first, ties by id."""
         ...
 
-    async def count_threads(self, equal: Mapping[str, str], at_most: int = COUNTED) -> int:
-        """How many threads have these columns, or `at_most` if they are more."""
+    async def count_threads(
+        self, equal: Mapping[str, str], at_most: int = COUNTED, containing: str | None = None
+    ) -> int:
+        """How many threads have these columns, or `at_most` if they are more. Of those whose title is `containing` a text, as in a
+        ThreadQuery: how many the latest `at_most` hold; a store whose index has the titles may count among all."""
+        ...
+
+    async def reach(self, query: ThreadQuery, rows: int) -> tuple[datetime, str] | None:
+        """The place of that thread of a list, counted from 1, whatever its title: as `until` it keeps a search from walking on for ever.
+
+        None where the list is shorter, or where a search does not walk: by an index that has the titles.
+        """
         ...
 
     async def event(self, event_id: str) -> ThreadEvent | None:

@@ -30,6 +30,7 @@ from dooers.codec import dumps
 from dooers.models import EventQuery, Run, RunQuery, Thread, ThreadEvent, ThreadQuery
 from dooers.stores.rows import event_row, run_row, stamp, thread_of, thread_row
 from dooers.stores.sql import check_filter
+from dooers.stores.titles import pattern_of
 
 __all__ = [
     "INDEXING",
@@ -264,19 +265,30 @@ def _select(what: str, where: list[str], order: str, limit: int | None, values: 
     return Query(f"SELECT {top}{what} FROM c WHERE {' AND '.join(where)}{order}", values, values.get("pk"))
 
 
-def list_threads(query: ThreadQuery) -> Query:
-    where, values = _where("threads", query.equal)
+def _threads(equal: Mapping[str, str], containing: str | None) -> tuple[list[str], dict[str, Any]]:
+    where, values = _where("threads", equal)
     where.insert(0, "c.kind = 'thread'")
+    if containing:
+        where.append("RegexMatch(c.body.title, @pattern)")
+        values["pattern"] = pattern_of(containing)
+    return where, values
+
+
+def list_threads(query: ThreadQuery) -> Query:
+    where, values = _threads(query.equal, query.containing)
     if query.before is not None:
         where.append("(c.body.last_event_at < @at OR (c.body.last_event_at = @at AND c.body.id < @before))")
         values.update(at=stamp(query.before[0]), before=query.before[1])
+    if query.until is not None:
+        where.append("(c.body.last_event_at > @end OR (c.body.last_event_at = @end AND c.body.id >= @until))")
+        values.update(end=stamp(query.until[0]), until=query.until[1])
     way = "ASC" if query.oldest_first else "DESC"
     return _select("*", where, f" ORDER BY c.body.last_event_at {way}, c.body.id {way}", query.limit, values)
 
 
-def count_threads(equal: Mapping[str, str]) -> Query:
-    where, values = _where("threads", equal)
-    return _select("VALUE COUNT(1)", ["c.kind = 'thread'", *where], "", None, values)
+def count_threads(equal: Mapping[str, str], containing: str | None = None) -> Query:
+    where, values = _threads(equal, containing)
+    return _select("VALUE COUNT(1)", where, "", None, values)
 
 
 def list_events(query: EventQuery, last_seq: int | None = None) -> Query:

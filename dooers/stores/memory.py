@@ -27,6 +27,7 @@ from dooers.models import (
 from dooers.stats import Tally
 from dooers.stores import COUNTED, IN_MEMORY, Schema, nowhere, snapshot_of
 from dooers.stores.sql import check_filter
+from dooers.stores.titles import is_in, pattern_of
 from dooers.turn import at_work
 
 __all__ = ["MemoryStore"]
@@ -42,6 +43,17 @@ def _equal(table: str, rows: Iterable[T], equal: Mapping[str, str]) -> list[T]:
 def _newest(rows: list[T], limit: int | None, oldest_first: bool, key: Callable[[T], Any]) -> list[T]:
     ordered = sorted(rows, key=key, reverse=not oldest_first)
     return ordered if limit is None else ordered[:limit]
+
+
+def _place(thread: Thread) -> tuple[datetime, str]:
+    return thread.last_event_at, thread.id
+
+
+def _containing(threads: list[Thread], text: str | None) -> list[Thread]:
+    if not text:
+        return threads
+    pattern = pattern_of(text)
+    return [thread for thread in threads if is_in(pattern, thread.title)]
 
 
 class MemoryStore:
@@ -173,11 +185,22 @@ class MemoryStore:
     async def threads(self, query: ThreadQuery) -> list[Thread]:
         rows = _equal("threads", self._threads.values(), query.equal)
         if query.before is not None:
-            rows = [row for row in rows if (row.last_event_at, row.id) < query.before]
-        return _newest(rows, query.limit, query.oldest_first, lambda row: (row.last_event_at, row.id))
+            rows = [row for row in rows if _place(row) < query.before]
+        if query.until is not None:
+            rows = [row for row in rows if _place(row) >= query.until]
+        return _newest(_containing(rows, query.containing), query.limit, query.oldest_first, _place)
 
-    async def count_threads(self, equal: Mapping[str, str], at_most: int = COUNTED) -> int:
-        return min(len(_equal("threads", self._threads.values(), equal)), at_most)
+    async def count_threads(
+        self, equal: Mapping[str, str], at_most: int = COUNTED, containing: str | None = None
+    ) -> int:
+        rows = _equal("threads", self._threads.values(), equal)
+        if containing:
+            rows = _containing(_newest(rows, at_most, False, _place), containing)
+        return min(len(rows), at_most)
+
+    async def reach(self, query: ThreadQuery, rows: int) -> tuple[datetime, str] | None:
+        walked = await self.threads(evolve(query, containing=None, limit=rows))
+        return None if len(walked) < rows else _place(walked[-1])
 
     async def event(self, event_id: str) -> ThreadEvent | None:
         thread_id = self._thread_of_event.get(event_id)

@@ -253,8 +253,14 @@ class PostgresStore:
     async def threads(self, query: ThreadQuery) -> list[Thread]:
         return [thread_of(row) for row in await self._fetch(self._sql.list_threads(query))]
 
-    async def count_threads(self, equal: Mapping[str, str], at_most: int = COUNTED) -> int:
-        return int((await self._fetch(self._sql.count_threads(equal, at_most)))[0]["total"])
+    async def count_threads(
+        self, equal: Mapping[str, str], at_most: int = COUNTED, containing: str | None = None
+    ) -> int:
+        return int((await self._fetch(self._sql.count_threads(equal, at_most, containing)))[0]["total"])
+
+    async def reach(self, query: ThreadQuery, rows: int) -> tuple[datetime, str] | None:
+        found = await self._fetch(self._sql.reach(query, rows))
+        return (found[0]["last_event_at"], found[0]["id"]) if found else None
 
     async def event(self, event_id: str) -> ThreadEvent | None:
         rows = await self._fetch(self._sql.event(event_id))

@@ -23,6 +23,7 @@ from dooers.stores.rows import (
     stamp,
     thread_row,
 )
+from dooers.stores.titles import pattern_of
 
 __all__ = ["SqliteStatements", "Statement", "Statements", "check_filter", "in_scope", "scope_values"]
 
@@ -39,6 +40,9 @@ COMPARABLE = {
 class Statements:
     """The statements for one table prefix. The prefix was validated with the config; nothing else is ever put into the text."""
 
+    # Whether a title has in it what `titles.pattern_of` looks for.
+    contains = "title ~ :pattern"
+
     def __init__(self, prefix: str) -> None:
         # Quoted, so that a prefix in mixed case is the same name here and in the scripts that make the tables.
         self.threads, self.events, self.runs = f'"{prefix}threads"', f'"{prefix}events"', f'"{prefix}runs"'
@@ -54,21 +58,36 @@ class Statements:
         return f"SELECT {THREAD_COLUMNS} FROM {self.threads} WHERE id = :id", {"id": thread_id}
 
     def list_threads(self, query: ThreadQuery) -> Statement:
-        where, values = _where("threads", query.equal)
-        if query.before is not None:
-            where.append("(last_event_at, id) < (:before_at, :before_id)")
-            values.update(before_at=self.at(query.before[0]), before_id=query.before[1])
-        way = "ASC" if query.oldest_first else "DESC"
-        return (
-            f"SELECT {THREAD_COLUMNS} FROM {self.threads}{_and(where)} "
-            f"ORDER BY last_event_at {way}, id {way} LIMIT :limit",
-            {**values, "limit": query.limit},
-        )
+        where, values = self._among(query)
+        if query.containing:
+            where.append(self.contains)
+            values["pattern"] = pattern_of(query.containing)
+        text = f"SELECT {THREAD_COLUMNS} FROM {self.threads}{_and(where)} {_by_activity(query)} LIMIT :limit"
+        return text, {**values, "limit": query.limit}
 
-    def count_threads(self, equal: Mapping[str, str], at_most: int) -> Statement:
+    def reach(self, query: ThreadQuery, rows: int) -> Statement:
+        """The place of that row, by the index alone."""
+        where, values = self._among(query)
+        text = f"SELECT last_event_at, id FROM {self.threads}{_and(where)} {_by_activity(query)} LIMIT 1 OFFSET :rows"
+        return text, {**values, "rows": rows - 1}
+
+    def _among(self, query: ThreadQuery) -> tuple[list[str], dict[str, Any]]:
+        where, values = _where("threads", query.equal)
+        for name, test, place in (("before", "<", query.before), ("until", ">=", query.until)):
+            if place is not None:
+                where.append(f"(last_event_at, id) {test} (:{name}_at, :{name}_id)")
+                values |= {f"{name}_at": self.at(place[0]), f"{name}_id": place[1]}
+        return where, values
+
+    def count_threads(self, equal: Mapping[str, str], at_most: int, containing: str | None = None) -> Statement:
         where, values = _where("threads", equal)
-        few = f"SELECT 1 AS one FROM {self.threads}{_and(where)} LIMIT :at_most"
-        return f"SELECT count(*) AS total FROM ({few}) AS few", {**values, "at_most": at_most}
+        values["at_most"] = at_most
+        if not containing:
+            few = f"SELECT 1 AS one FROM {self.threads}{_and(where)} LIMIT :at_most"
+            return f"SELECT count(*) AS total FROM ({few}) AS few", values
+        few = f"SELECT title FROM {self.threads}{_and(where)} {_by_activity(ThreadQuery())} LIMIT :at_most"
+        values["pattern"] = pattern_of(containing)
+        return f"SELECT count(*) AS total FROM ({few}) AS few WHERE {self.contains}", values
 
     def event(self, event_id: str) -> Statement:
         return f"SELECT {EVENT_COLUMNS} FROM {self.events} WHERE id = :id", {"id": event_id}
@@ -164,6 +183,8 @@ class Statements:
 
 class SqliteStatements(Statements):
     """How SQLite writes a Change: a statement for each of its parts, run inside one transaction."""
+
+    contains = "title REGEXP :pattern"
 
     def __init__(self, prefix: str) -> None:
         super().__init__(prefix)
@@ -263,6 +284,11 @@ def scope_values(guard: Scope | None) -> dict[str, str | None]:
         "scope_workspace": guard.workspace_id if guard else None,
         "scope_user": guard.user_id if guard else None,
     }
+
+
+def _by_activity(query: ThreadQuery) -> str:
+    way = "ASC" if query.oldest_first else "DESC"
+    return f"ORDER BY last_event_at {way}, id {way}"
 
 
 def _where(table: str, equal: Mapping[str, str]) -> tuple[list[str], dict[str, Any]]:

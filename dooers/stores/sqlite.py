@@ -312,9 +312,15 @@ class SqliteStore:
     async def threads(self, query: ThreadQuery) -> list[Thread]:
         return [thread_of(row) for row in await self._read(lambda c: _all(c, self._sql.list_threads(query)))]
 
-    async def count_threads(self, equal: Mapping[str, str], at_most: int = COUNTED) -> int:
-        row = await self._read(lambda connection: _one(connection, self._sql.count_threads(equal, at_most)))
+    async def count_threads(
+        self, equal: Mapping[str, str], at_most: int = COUNTED, containing: str | None = None
+    ) -> int:
+        row = await self._read(lambda connection: _one(connection, self._sql.count_threads(equal, at_most, containing)))
         return int(_found(row)["total"])
+
+    async def reach(self, query: ThreadQuery, rows: int) -> tuple[datetime, str] | None:
+        row = await self._read(lambda connection: _one(connection, self._sql.reach(query, rows)))
+        return None if row is None else (moment(row["last_event_at"]), row["id"])
 
     async def event(self, event_id: str) -> ThreadEvent | None:
         row = await self._read(lambda connection: _one(connection, self._sql.event(event_id)))

@@ -18,6 +18,8 @@ from urllib.parse import quote
 import databases
 from databases.core import Connection
 
+from dooers.stores.titles import is_in
+
 __all__ = ["begin", "connect", "hop", "hop_to_end", "in_time", "look_often", "tuned", "use_wal"]
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class TunedConnection(sqlite3.Connection):
         try:
             super().__init__(*args, **kwargs)
             self.row_factory = sqlite3.Row
+            self.create_function("REGEXP", 2, is_in, deterministic=True)  # its own LIKE and lower() know ASCII only
             for pragma in (f"busy_timeout={int(patience * 1000)}", *PRAGMAS):
                 super().execute(f"PRAGMA {pragma}").fetchall()
         except sqlite3.Error:

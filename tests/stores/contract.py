@@ -821,6 +821,135 @@ class StoreContract:
             with pytest.raises(InvalidValueError):
                 await store.runs(RunQuery(equal={"worker_id": value}))
 
+    # ------------------------------------------------------------ looking for titles
+
+    async def test_titles_are_found_by_what_they_contain_in_whatever_case(self, store: Store) -> None:
+        titles = [
+            "Grüne Äpfel",
+            "ПРИВЕТ, мир",
+            "naïve CAFÉ",
+            "Οδός",
+            "Straße 7",
+            "plain",
+            "日本の本",
+            "\U0001f680 launch",
+            None,
+            "",
+        ]
+        ids = {(await opened(store, "x", title=title, at=later(n))).id: title for n, title in enumerate(titles)}
+        wanted = {
+            "grün": ["Grüne Äpfel"],
+            "ÄPFEL": ["Grüne Äpfel"],
+            "e ä": ["Grüne Äpfel"],
+            "привет": ["ПРИВЕТ, мир"],
+            "МИР": ["ПРИВЕТ, мир"],
+            "café": ["naïve CAFÉ"],
+            "ΟΔΌΣ": ["Οδός"],
+            "STRAßE": ["Straße 7"],
+            "STRA\u1e9eE": ["Straße 7"],
+            "本": ["日本の本"],
+            "\U0001f680": ["\U0001f680 launch"],
+            "LA": ["\U0001f680 launch", "plain"],
+            "apfel": [],  # another letter is another letter
+            "nowhere": [],
+        }
+        for text, found in wanted.items():
+            listed = await store.threads(ThreadQuery(containing=text))
+            assert [ids[one.id] for one in listed] == found, text
+            assert await store.count_threads({}, containing=text) == len(found), text
+
+    @pytest.mark.parametrize("nothing", [None, ""])
+    async def test_no_text_to_look_for_keeps_threads_without_a_title_too(
+        self, store: Store, nothing: str | None
+    ) -> None:
+        await opened(store, title="t")
+        await opened(store)
+        assert len(await store.threads(ThreadQuery(containing=nothing))) == 2
+        assert await store.count_threads({}, containing=nothing) == 2
+
+    async def test_what_is_looked_for_is_plain_text_and_no_pattern(self, store: Store) -> None:
+        signs = [chr(code) for code in range(0x20, 0x7F) if not chr(code).isalnum()]
+        for sign in signs:
+            await opened(store, title=f"<a{sign}b>", thread_id=f"sign {ord(sign)}")
+        await opened(store, title="aXb aXXb a\nb ab")
+        for sign in signs:
+            found = [one.id for one in await store.threads(ThreadQuery(containing=f"A{sign}B"))]
+            assert found == [f"sign {ord(sign)}"], sign
+        everything = "".join(signs)
+        for text in (
+            everything,
+            "***=" + everything,
+            "(?i)x",
+            "[[:alpha:]]",
+            "\\m",
+            "\\1",
+            "%",
+            "_" * 200,
+            "' OR 1=1 --",
+        ):
+            title = f"before {text} after"
+            thread = await opened(store, title=title)
+            found = [one.id for one in await store.threads(ThreadQuery(containing=text))]
+            assert thread.id in found, text
+            await store.apply(Change(thread=thread, removes=True))
+            assert text == "%" or not await store.threads(ThreadQuery(containing=text + "!")), text
+
+    async def test_a_search_keeps_to_the_filter_and_its_pages_skip_and_repeat_nothing(self, store: Store) -> None:
+        made = [await opened(store, title=f"{'Ü' if n % 3 else 'u'} {n}", at=later(n // 4)) for n in range(40)]
+        await opened(store, title="Ü of another", workspace_id="ws-2")
+        place = {"worker_id": "worker-1", "organization_id": "org-1", "workspace_id": "ws-1"}
+        ordered = sorted(made, key=lambda one: (one.last_event_at, one.id), reverse=True)
+        wanted = [one.id for one in ordered if (one.title or "").startswith("Ü")]
+        for limit in (1, 4, 7, 50):
+            seen: list[str] = []
+            before: tuple[datetime, str] | None = None
+            query = ThreadQuery(equal=place, limit=limit, containing="ü ")
+            while page := await store.threads(evolve(query, before=before)):
+                seen += [one.id for one in page]
+                before = (page[-1].last_event_at, page[-1].id)
+            assert seen == wanted
+        oldest = await store.threads(ThreadQuery(equal=place, containing="ü ", oldest_first=True))
+        assert [one.id for one in oldest] == wanted[::-1]
+        assert await store.count_threads(place, containing="ü ") == len(wanted)
+
+    async def test_a_list_ends_at_the_place_it_is_to_be_looked_at_until(self, store: Store) -> None:
+        made = [await opened(store, title="t", at=later(n // 3)) for n in range(12)]
+        ordered = sorted(made, key=lambda one: (one.last_event_at, one.id), reverse=True)
+        places = [(one.last_event_at, one.id) for one in ordered]
+        for first, last in ((None, 4), (2, 7), (0, 0), (4, 3), (10, 11)):
+            before = None if first is None else places[first]
+            query = ThreadQuery(before=before, until=places[last], containing="T")
+            begin = 0 if first is None else first + 1
+            assert await store.threads(query) == ordered[begin : last + 1], (first, last)
+
+    async def test_how_far_some_rows_reach_is_the_place_of_the_last_of_them_whatever_its_title(
+        self, store: Store
+    ) -> None:
+        made = [await opened(store, title=str(n), at=later(n // 2)) for n in range(9)]
+        ordered = sorted(made, key=lambda one: (one.last_event_at, one.id), reverse=True)
+        places = [(one.last_event_at, one.id) for one in ordered]
+        query = ThreadQuery(equal={"workspace_id": "ws-1"}, limit=2, containing="7")
+        walks = await store.reach(query, 1) is not None  # else it looks by an index, and needs no end
+        for before in (None, 0, 3, 7):
+            begin = 0 if before is None else before + 1
+            asked = evolve(query, before=None if before is None else places[before])
+            for rows in (1, 2, 5, 9):
+                last = begin + rows - 1
+                assert await store.reach(asked, rows) == (places[last] if walks and last < 9 else None)
+        with pytest.raises(InvalidValueError):
+            await store.reach(ThreadQuery(equal={"owner": "x"}), 1)
+        counted = await store.count_threads({}, 3, containing="")
+        assert counted == 3
+        assert await store.count_threads({}, 3, containing="0") == (0 if walks else 1)
+
+    async def test_a_title_is_found_as_soon_as_it_is_stored_and_the_former_no_more(self, store: Store) -> None:
+        thread = await opened(store, "x", title="Former")
+        await store.apply(Change(thread=thread, patch={"title": "Later"}))
+        assert [one.id for one in await store.threads(ThreadQuery(containing="later"))] == [thread.id]
+        await store.apply(Change(thread=thread, patch={"title": None}))
+        for text in ("former", "later"):
+            assert await store.threads(ThreadQuery(containing=text)) == []
+
     # ------------------------------------------------------------ snapshots
 
     async def test_a_snapshot_of_a_short_thread_is_all_of_it(self, store: Store) -> None:

@@ -27,6 +27,7 @@ from dooers.stores.postgres_schema import prepare
 from dooers.stores.sql import SqliteStatements, Statement, Statements
 from dooers.stores.sql_postgres import PostgresStatements
 from dooers.stores.sqlite_schema import prepare_file
+from dooers.stores.titles import is_in
 
 THREADS, EVENTS = 4000, 8000
 # Rows that a statement may look at, of those thousands: its page, and what an index entry too many costs.
@@ -61,6 +62,8 @@ def runs(**more: Any) -> Callable[[Statements], Statement]:
 
 
 CURSOR = (MIDDLE, numbered("thread", 1800))
+# As far as a search walks before its page ends.
+UNTIL = (START.replace(minute=5), numbered("thread", 300))
 READS = [
     Case("threads of a workspace", threads(equal=BIG), "threads_recent"),
     Case("threads of a workspace, from a cursor", threads(equal=BIG, before=CURSOR), "threads_recent"),
@@ -75,6 +78,19 @@ READS = [
         lambda sql: sql.count_threads(USER, COUNTED),
         "threads_recent_of_user",
         THREADS // 20,
+    ),
+    # A search looks at the titles of its walk, and at nothing else.
+    Case("how far a walk reaches", lambda sql: sql.reach(ThreadQuery(equal=BIG), 1000), "threads_recent", 1001),
+    Case(
+        "how far a walk of a user reaches, from a cursor",
+        lambda sql: sql.reach(ThreadQuery(equal=USER, before=CURSOR), 50),
+        "threads_recent_of_user",
+    ),
+    Case(
+        "how many of the latest threads have a title",
+        lambda sql: sql.count_threads(BIG, 1000, "no such title"),
+        "threads_recent",
+        1001,
     ),
     # That of a tenant who has most of the table is not here: to count them is to read them, by whichever way is shorter.
     Case("a thread", lambda sql: sql.thread(LONG), "threads_pkey"),
@@ -164,10 +180,18 @@ def sqlite_plenty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.
         # Few, and nobody has analyzed them: this planner goes by the indexes there are, as it does in production.
         for statement in Plenty(SQLITE, threads=100, events=100).statements():
             connection.execute(statement)
+        connection.create_function("REGEXP", 2, is_in)
         yield connection
 
 
-@cases(READS, WRITES, SQLITE_WRITES)
+# PostgreSQL may read a walk in whichever order is shorter, and sort the few that it finds.
+SQLITE_READS = [
+    Case("a search as far as a walk reaches", threads(equal=BIG, until=UNTIL, containing="no such"), "threads_recent"),
+    Case("a search from a cursor", threads(equal=USER, before=CURSOR, containing="no such"), "threads_recent_of_user"),
+]
+
+
+@cases(READS, SQLITE_READS, WRITES, SQLITE_WRITES)
 def test_sqlite_finds_by_an_index_and_sorts_nothing(sqlite_plenty: sqlite3.Connection, case: Case) -> None:
     text, values = case.make(SqliteStatements("worker_"))
     plan = [row[3] for row in sqlite_plenty.execute(f"EXPLAIN QUERY PLAN {text}", values)]

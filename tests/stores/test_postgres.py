@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanag
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import anyio
 import pytest
@@ -1019,3 +1020,23 @@ async def test_lists_pages_and_histories_use_an_index(store: PostgresStore, plan
             assert "Seq Scan" not in plan, (what, plan)
             assert "Sort" not in plan, (what, plan)
         await raw.execute("RESET plan_cache_mode")
+
+
+# ---------------------------------------------------------------- titles
+
+
+async def test_titles_are_found_in_whatever_case_where_the_locale_of_the_database_knows_ascii_only(
+    postgres: Address,
+) -> None:
+    name = f"t{uuid4().hex}"
+    async with postgres.session() as admin:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'")
+        try:
+            async with opened_store(postgres.config(name)) as store, postgres.session(name) as session:
+                assert await session.fetchval("SELECT lower('Ä')") == "Ä"
+                thread = a_thread(title="Grüne ÄPFEL, Мир")
+                await store.apply(opening(thread))
+                for text in ("äpfel", "GRÜN", "мИр"):
+                    assert await store.threads(ThreadQuery(containing=text)) == [thread]
+        finally:
+            await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -1,0 +1,3 @@
+import { html } from "../vendor/lit-html/lit-html.js";
+
+export const settings = () => html``;
