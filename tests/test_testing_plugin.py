@@ -14,7 +14,10 @@ from snippets import blocks
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parent.parent
-MODES = {"anyio": "anyio_mode = auto"} | ({"asyncio": "asyncio_mode = auto"} if find_spec("pytest_asyncio") else {})
+MODES = {"anyio": ["anyio_mode=auto"]}
+if find_spec("pytest_asyncio"):
+    MODES["asyncio"] = ["asyncio_mode=auto", "asyncio_default_fixture_loop_scope=function"]
+
 
 AGENT = """
 from dooers import WorkerConfig, WorkerServer
@@ -61,18 +64,16 @@ def installed(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyt
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: dooers-under-test\nVersion: 1\n")
     (about / "entry_points.txt").write_text("[pytest11]\ndooers = dooers_contrib.pytest_plugin\n")
-    path = [str(about.parent), str(ROOT), str(ROOT / "contrib")]
+    path = [str(about.parent), str(ROOT), str(ROOT / "contrib"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     return pytester
 
 
 def run(pytester: pytest.Pytester, *options: str, mode: str = "anyio") -> pytest.RunResult:
-    # One of the two only: an installed dooers may bring the same entry point.
-    more = [] if mode == "asyncio" else ["-p", "no:asyncio"]
-    return pytester.runpytest_subprocess(
-        "-p", "no:cacheprovider", "-W", "error", "-o", MODES[mode].replace(" ", ""), *more, *options
-    )
+    more = [one for option in MODES[mode] for one in ("-o", option)]
+    more += [] if mode == "asyncio" else ["-p", "no:asyncio"]  # one of the two
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error", *more, *options)
 
 
 @pytest.mark.parametrize("mode", MODES)
