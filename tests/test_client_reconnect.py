@@ -524,6 +524,41 @@ async def test_a_peer_that_shows_no_sign_of_life_is_left_for_another_connection(
     assert list(told(seen).values()) == ["one two"]
 
 
+async def test_who_only_listens_shows_that_it_lives() -> None:
+    heard: list[Connecting] = []
+    async with house(idle_timeout=0.6) as here:
+        async with here.client(heartbeat=0.15, on_connection=heard.append) as client:
+            thread_id = (await client.say("hello")).thread_id
+            watching = client.watch(thread_id, live=True)
+            await anext(watching)
+            await asyncio.sleep(1.5)
+            assert heard == []
+            await watching.aclose()
+
+
+async def test_a_worker_that_stops_answering_is_left_for_another_connection() -> None:
+    frozen = asyncio.Event()
+
+    async def talk(connection: ServerConnection) -> None:
+        async for text in connection:
+            frame = json.loads(text)
+            if frame["type"] == "connect":
+                payload = {"ack_id": frame["id"], "ok": True}
+                await connection.send(json.dumps({"id": "x", "type": "ack", "payload": payload}))
+            elif frozen.is_set():
+                await connection.send(json.dumps({"id": "x", "type": "pong", "payload": {}}))
+
+    async with serve(talk, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        heard: asyncio.Queue[Connecting] = asyncio.Queue()
+        options: dict[str, Any] = {"heartbeat": 0.2, "within": 0.3, "on_connection": heard.put_nowait}
+        async with Client(f"ws://127.0.0.1:{port}/ws", **options) as client, asyncio.timeout(WITHIN):
+            assert isinstance(await heard.get(), Lost)
+            frozen.set()
+            assert isinstance(await heard.get(), Reconnected)
+            assert await client.ask("ping") == {}
+
+
 async def test_leaving_while_it_looks_for_a_connection_leaves_nothing() -> None:
     async with house() as here:
         async with here.client() as client:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
 from uuid import uuid4
 
@@ -92,6 +93,7 @@ class Connection:
         # In the order they were asked: most answers carry no id. What nobody waits for any more stays, as its answer comes all the same.
         self._asked: dict[str, _Asked] = {}
         self._reader = asyncio.create_task(self._read(), name="client-reader")
+        self._beating: asyncio.Task[None] | None = None
 
     def post(self, frame_type: str, payload: Mapping[str, Any], frame_id: str) -> None:
         """Send a frame; its answer is for whoever hears all frames."""
@@ -122,6 +124,20 @@ class Connection:
         except TimeoutError:
             raise NoAnswerError(f"no answer to {frame_type} within {within:g} s") from None
 
+    def beat(self, every: float, within: float) -> None:
+        """Show that this side lives, every so many seconds; a worker that does not answer to that is as good as gone."""
+        if self.gone is None:
+            self._beating = asyncio.create_task(self._beat(every, within), name="client-heartbeat")
+
+    async def _beat(self, every: float, within: float) -> None:
+        with suppress(Gone):
+            try:
+                while True:
+                    await asyncio.sleep(every)
+                    await self.ask("ping", {}, within)
+            except NoAnswerError:
+                self.link.abort()
+
     async def close(self) -> None:
         """End it from this side; returns when nothing of it is left."""
         try:
@@ -129,7 +145,7 @@ class Connection:
         finally:
             if self.gone is None and not self._reader.done():
                 self._reader.cancel()
-            await asyncio.wait([self._reader])
+            await asyncio.wait([self._reader, *([self._beating] if self._beating is not None else [])])
 
     async def _read(self) -> None:
         gone = Gone()
@@ -147,6 +163,8 @@ class Connection:
             raise
         finally:
             self.gone = gone
+            if self._beating is not None:
+                self._beating.cancel()
             self._tell_gone(self, gone)
             for asked in self._asked.values():
                 if asked.future is not None and not asked.future.done():

@@ -66,8 +66,8 @@ class Lifeline:
     """`dial` makes a link, `claims` gives the payload of `connect`, and both are asked for each connection.
 
     `retry_for` seconds without a connection that holds end it for good; 0 ends it with the first loss. `renews` says that `claims`
-    may have a new proof when the old one has expired. `overhear` gets every frame that nobody waits for, and `ended` the end of each
-    connection; `tell` gets the frames of the client's own.
+    may have a new proof when the old one has expired. `beat` is how many seconds pass between two signs of life. `overhear` gets
+    every frame that nobody waits for, and `ended` the end of each connection; `tell` gets the frames of the client's own.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Lifeline:
         within: float,
         retry_for: float = 0.0,
         renews: bool = False,
+        beat: float | None = None,
         overhear: Callable[[Frame], None] | None = None,
         ended: Callable[[Link, Gone], None] | None = None,
         tell: Callable[[Frame], None] | None = None,
@@ -87,6 +88,7 @@ class Lifeline:
         self.within = within
         self._retry_for = retry_for
         self._renews = renews
+        self._beat = beat
         self._overhear = overhear
         self._ended = ended
         self._tell_user = tell
@@ -125,6 +127,8 @@ class Lifeline:
         self._turned = asyncio.Event()
         if connection.gone is not None:  # as soon as it was there
             self._gone(connection, connection.gone)
+        elif self._beat is not None:
+            connection.beat(self._beat, self.within)
 
     async def close(self) -> None:
         """End it from this side: whoever reads comes to the end, whoever waits is told."""

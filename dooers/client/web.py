@@ -85,6 +85,7 @@ class Client(Talk):
             within=within,
             retry_for=retry_for,
             renews=callable(auth_token),
+            beat=heartbeat,
             tell=self._tell,
         )
         super().__init__(line, quiet)
