@@ -534,6 +534,23 @@ async def test_a_connection_without_answers_is_given_up() -> None:
             await client.ask("ping")
 
 
+# ---------------------------------------------------------------- runs that are asked about
+
+
+async def test_a_snapshot_tells_how_runs_have_ended_that_are_asked_about_and_only_of_its_own_thread(url: str) -> None:
+    async with Client(url, user_id="ana") as ana, Client(url, user_id="bob") as bob:
+        mine, failed = await ana.say("hello"), await ana.say("fail")
+        again = await ana.say("fail", mine.thread_id)
+        theirs = await bob.say("not for ana")
+        named = [mine.event_id, again.event_id, failed.event_id, theirs.event_id, "nowhere"]
+        snapshot = await ana.ask("thread.subscribe", {"thread_id": mine.thread_id, "runs": named})
+        found = {run["id"]: (run["status"], run.get("error")) for run in snapshot["runs"]}
+        assert found == {mine.event_id: ("succeeded", None), again.event_id: ("failed", again.error)}
+        many = await ana.ask("thread.subscribe", {"thread_id": mine.thread_id, "runs": ["x"] * 10 + [mine.event_id]})
+        assert many["runs"] == []
+        assert (await ana.ask("thread.subscribe", {"thread_id": mine.thread_id}))["runs"] == []
+
+
 # ---------------------------------------------------------------- its page
 
 
