@@ -24,7 +24,7 @@ from dooers.turn import Clock, Turn, opening
 
 __all__ = ["Admission"]
 
-# Seconds in which nobody can have brought a message again, through another process, and have had it answered there.
+# Seconds in which no client can have brought a message again, through another process, and have had it answered there.
 SOON = 0.1
 
 
@@ -158,7 +158,9 @@ class Admission:
     async def is_answered(self, opened: OpenTurn) -> bool:
         """Whether a message that came again through another process was answered there, before this turn got its place."""
         waited = asyncio.get_running_loop().time() - opened.stored_at
-        if not opened.again and (self._broker.alone or waited < SOON):
+        # One that was dispatched under a key may have been brought twice at the same moment, as webhooks are: then nothing is too soon.
+        keyed = opened.message.repeat_key is not None and opened.message.client_event_id is None
+        if not opened.again and (self._broker.alone or (waited < SOON and not keyed)):
             return False
         trace = await _trace_of(self._store, opened.event)
         if trace is not None:

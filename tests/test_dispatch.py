@@ -363,3 +363,20 @@ async def test_a_handler_may_wait_for_a_turn_of_another_thread(worker: WorkerSer
 
     stream = await worker.dispatch(outer, **WHO, message="outer")
     assert "tool_call" in (await stream.collect())[0].data["text"]
+
+
+async def test_a_repeat_that_is_quicker_in_another_process_is_the_only_one_that_runs(
+    postgres_config: WorkerConfig,
+) -> None:
+    one, other = workers = [WorkerServer(postgres_config), WorkerServer(postgres_config)]
+    for worker in workers:
+        worker.handler(counting)
+    await (await other.dispatch(**WHO, message="warm", thread_id="t")).collect()
+    ran.clear()
+    first = await one.dispatch(**WHO, message="hi", thread_id="t", idempotency_key="k")
+    second = await other.dispatch(**WHO, message="hi", thread_id="t", idempotency_key="k")
+    await second.collect()
+    await first.collect()
+    for worker in workers:
+        await worker.close()
+    assert ran == ["hi"]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import hmac
+import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
+from fakes import serving
 from serving import WITHIN, Served, dooers_run
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from dooers import ForbiddenError, UnauthenticatedError
 from dooers.client import Client, Delta, RunChanged
@@ -160,3 +169,70 @@ async def test_tour_stops_everywhere_it_says_it_does(tour: Served) -> None:
                 ended = update.run.status
         assert ended == "canceled"
     assert tour.stop() == 0
+
+
+@pytest.fixture
+def fastapi_multiple_endpoints(here: Path) -> Iterator[Served]:
+    with dooers_run("examples.fastapi_multiple_endpoints:app", here) as served:
+        yield served
+
+
+async def test_fastapi_multiple_endpoints_has_one_handler_behind_three_doors(
+    fastapi_multiple_endpoints: Served,
+) -> None:
+    served = fastapi_multiple_endpoints
+    async with Client(served.ws, organization_id="org-1", workspace_id="ws-1", user_id="alice") as client:
+        async with httpx.AsyncClient(base_url=served.http, timeout=WITHIN) as http:
+            thread_id = (await client.say("over the socket")).thread_id
+            message = {"text": "over REST", "user_id": "alice", "thread_id": thread_id}
+            answer = await http.post("/api/ask", json=message)
+            assert answer.json() == {"thread_id": thread_id, "texts": ["Message 2: over REST"]}
+            told = [await http.post("/api/tell", json={**message, "text": "later", "key": "k"}) for _ in range(2)]
+            assert [(one.status_code, one.json()["is_repeat"]) for one in told] == [(202, False), (202, True)]
+            assert (await client.say("and back", thread_id)).text.rstrip() == "Message 4: and back"
+            assert len((await http.get(f"/api/threads/{thread_id}")).json()) == 8
+            assert (await http.post("/api/ask", json={**message, "text": "fail"})).status_code == 502
+    assert served.stop() == 0
+
+
+async def test_fastapi_whatsapp_webhook_knows_its_customers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = asyncio.Queue[tuple[str, str]]()
+
+    async def messages(request: Request) -> JSONResponse:
+        assert request.headers["authorization"] == "Bearer token"
+        message = await request.json()
+        sent.put_nowait((message["to"], message["text"]["body"]))
+        return JSONResponse({"messages": [{"id": "wamid.out"}]})
+
+    async with serving(Starlette(routes=[Route("/v1/111/messages", messages, methods=["POST"])])) as meta:
+        for name, value in {
+            "ACCESS_TOKEN": "token",
+            "APP_SECRET": "s",
+            "VERIFY_TOKEN": "v",
+            "API_URL": f"http://{meta}/v1",
+        }.items():
+            monkeypatch.setenv(f"WHATSAPP_{name}", value)
+        with ExitStack() as stack:
+            served = await asyncio.to_thread(
+                stack.enter_context, dooers_run("examples.fastapi_whatsapp_webhook:app", here)
+            )
+            async with httpx.AsyncClient(base_url=served.http, timeout=WITHIN) as http:
+                asked = {"hub.mode": "subscribe", "hub.verify_token": "v", "hub.challenge": "42"}
+                assert (await http.get("/whatsapp", params=asked)).text == "42"
+                for person in ("4915112345678", "4915112345678", "999"):
+                    said = {"from": person, "id": f"wamid.{person}", "type": "text", "text": {"body": "hi"}}
+                    value = {"metadata": {"phone_number_id": "111"}, "messages": [said]}
+                    body = json.dumps({"entry": [{"changes": [{"value": value}]}]}).encode()
+                    signature = "sha256=" + hmac.digest(b"s", body, "sha256").hex()
+                    answer = await http.post("/whatsapp", content=body, headers={"x-hub-signature-256": signature})
+                    assert answer.status_code == 200
+                assert (await http.post("/whatsapp", content=b"{}")).status_code == 401
+            async with asyncio.timeout(WITHIN):
+                heard = sorted([await sent.get(), await sent.get()])
+            assert heard == [
+                ("4915112345678", "Hello Ana Lima (gold)! You said: hi"),
+                ("999", "Hello! We do not know 999 yet. What is your name?"),
+            ]
+            assert await asyncio.to_thread(served.stop) == 0
+            assert "Traceback" not in served.said
+    assert sent.empty()

@@ -153,8 +153,7 @@ async def test_redeliveries_and_mentions_of_one_message_are_one_turn(worker: Wor
 
 
 async def test_two_processes_with_one_delivery_answer_it_once(postgres_config: WorkerConfig, api: Slack) -> None:
-    config = evolve(postgres_config, broker_type="postgres")
-    workers = [WorkerServer(config), WorkerServer(config)]
+    workers = [WorkerServer(postgres_config), WorkerServer(postgres_config)]
     ran.clear()
     for worker in workers:
         worker.handler(echo)

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import attrs
 import httpx
 import pytest
 from attrs import Factory, define
@@ -260,8 +259,7 @@ async def test_a_redelivery_runs_nothing_and_sends_nothing(worker: WorkerServer,
 
 async def test_two_processes_with_one_delivery_answer_it_once(postgres_config: WorkerConfig, meta: Meta) -> None:
     ran.clear()
-    config = attrs.evolve(postgres_config, broker_type="postgres")
-    workers = [WorkerServer(config), WorkerServer(config)]
+    workers = [WorkerServer(postgres_config), WorkerServer(postgres_config)]
     for worker in workers:
         worker.handler(echo)
     try:
