@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.async_api import expect
+
 from browser.conftest import Open
 from browser.stage import Pieces, Stage, staged
 from browser.window import Window
-from playwright.async_api import expect
-
 from dooers import WorkerEvent
 from dooers.schema import SettingsField, SettingsFieldGroup, SettingsFieldType, SettingsSchema, SettingsSelectOption
 
@@ -59,7 +59,7 @@ MARKDOWN = [
     "[![z](https://evil.example/z.png)](javascript:alert(1))",
     "```html\n<script>console.error('it ran')</script>\n```",
     "`<img src=x onerror=alert(1)>`",
-    "| <script>alert(1)</script> | [x](javascript:alert(1)) |\n|---|---|\n| <img src=x onerror=alert(1)> | ![t](https://evil.example/t.png) |",
+    "| <script>alert(1)</script> | [x](javascript:alert(1)) |\n|---|---|\n| <img src=x onerror=alert(1)> | ![t](//evil.example/t.png) |",
     "> <script>console.error('it ran')</script>",
     "[g](//evil.example/scheme-relative) [h](blob:https://evil.example/x) [i](filesystem:x) [j](file:///etc/passwd)",
     "```<img src=x onerror=console.error`it ran`>\ncode\n```",
@@ -229,8 +229,8 @@ async def test_in_analytics_frames_and_identity(stage: Stage, window: Window) ->
 
 async def test_in_errors_and_the_assistants_name(tmp_path: Path, open_window: Open) -> None:
     async def fail(send: Any, **_: Any) -> AsyncIterator[WorkerEvent]:
+        yield send.text("So far so good.")
         raise RuntimeError(HOSTILE)
-        yield
 
     async with staged(tmp_path / "named.db", assistant_name=LINE, worker_id=LINE, expose_errors=True) as stage:
         stage.script = fail
