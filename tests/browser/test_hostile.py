@@ -84,6 +84,9 @@ async def harmless(window: Window) -> None:
         ].map((e) => e.outerHTML)"""
     )
     assert strange == []
+    # Nor does it push anything aside.
+    for part in await window.page.locator("nav, main, .log, .panel, .panel section").all():
+        assert await part.evaluate("part => part.scrollWidth - part.clientWidth") <= 1
     assert await window.page.evaluate("Object.keys(Object.prototype).length") == 0
     assert window.unexpected() == []
 
@@ -237,7 +240,7 @@ async def test_in_errors_and_the_assistants_name(tmp_path: Path, open_window: Op
         window = await open_window(stage.url)
         await expect(window.page).to_have_title(f"{LINE} · playground")
         await window.say("go")
-        await expect(window.log.get_by_role("article", name="Error")).to_contain_text("<script>")
+        await expect(window.log.get_by_role("article", name="Error", exact=True)).to_contain_text("<script>")
         await harmless(window)
         await window.shot("hostile-error")
         await window.page.close()
