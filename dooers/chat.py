@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import nullcontext, suppress
 from datetime import datetime
 from functools import partial
@@ -24,9 +24,21 @@ from rich.segment import Segment, Segments
 from rich.spinner import Spinner
 from rich.text import Text
 
-from dooers.client import Client
+from dooers.client import (
+    Appended,
+    Client,
+    Connecting,
+    Delta,
+    Looked,
+    Lost,
+    RunChanged,
+    ThreadChanged,
+    ThreadDeleted,
+    Update,
+)
 from dooers.codec import dumps
 from dooers.exceptions import DisconnectedError, DooersError
+from dooers.models import ContentPart, DocumentPart, Run, TextPart, ThreadEvent
 
 __all__ = ["Chat", "printable", "run_chat"]
 
@@ -41,6 +53,8 @@ Ctrl-C stops the answer that is being written; what is there of it stays. A seco
 # C0, DEL and C1 without tab and newline: with these a terminal is driven (moved, recoloured, made to type).
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LINE = 100
+# Seconds without a connection after which a chat ends: somebody waits for a server that comes back, a pipe less long.
+_PATIENCE, _PIPED = 60.0, 5.0
 
 
 def printable(text: object) -> str:
@@ -51,12 +65,20 @@ def printable(text: object) -> str:
 def run_chat(console: Console, url: str, *, thread_id: str | None = None, **claims: Any) -> None:
     """Talk until the input ends or somebody quits. `claims` are the Client's arguments.
 
-    DisconnectedError when the worker is not there (any more); a refused connection raises the error of its code.
+    DisconnectedError when the worker is not there, or does not come back; a refused connection raises the error of its code.
     """
+    told: list[Chat] = []
     with start_blocking_portal("asyncio") as portal:
-        client = Client(url, deltas=_moves(console), **claims)
+        client = Client(
+            url,
+            deltas=_moves(console),
+            retry_for=_PATIENCE if sys.stdin.isatty() else _PIPED,
+            on_connection=lambda update: told[0].connection(update) if told else None,
+            **claims,
+        )
         with portal.wrap_async_context_manager(client):
-            chat = Chat(console, portal, client, claims.get("user_id", ""))
+            chat = Chat(console, portal, client, client.user_id)
+            told.append(chat)
             if sys.stdin.isatty():
                 chat.note(f"connected to {url} as {chat.user_id}; /help lists the commands")
             if thread_id is not None:
@@ -127,10 +149,10 @@ class Chat:
 
     def say(self, text: str) -> None:
         """Send a message and show what comes until the turn is over. Ctrl-C stops it, a second one leaves."""
-        self._wait(self.client.send(text, self.thread_id))
+        self._wait(self.client.stream(text, self.thread_id))
 
-    def _wait(self, frames: AsyncIterator[Mapping[str, Any]]) -> None:
-        waiting = self.portal.start_task_soon(self._show_all, frames)
+    def _wait(self, updates: AsyncGenerator[Update, None]) -> None:
+        waiting = self.portal.start_task_soon(self._show_all, updates)
         try:
             try:
                 waiting.result()
@@ -141,15 +163,16 @@ class Chat:
         finally:
             waiting.cancel()  # a second Ctrl-C, or the worker would not stop it; else it is done
 
-    async def _show_all(self, frames: AsyncIterator[Mapping[str, Any]]) -> None:
+    async def _show_all(self, updates: AsyncGenerator[Update, None]) -> None:
         # It asks for what is growing a few times a second, however fast that grows.
         live = Live(console=self.console, transient=True, refresh_per_second=12, get_renderable=self._growing)
         try:
             with live if _moves(self.console) else nullcontext():
-                async for frame in frames:
-                    self.show(frame)
+                async for update in updates:
+                    self.show(update)
         finally:
             self.growing.clear()
+            await updates.aclose()
 
     def _stop(self) -> None:
         if self.thread_id is not None:
@@ -176,17 +199,17 @@ class Chat:
 
     def threads(self, _: str = "") -> None:
         """List the newest threads, numbered for `/open`."""
-        found = self.portal.call(self.client.ask, "thread.list", {"limit": 50})
-        self.listed = [thread["id"] for thread in found["threads"]]
-        for number, thread in enumerate(found["threads"], 1):
-            here = ">" if thread["id"] == self.thread_id else " "
+        found = self.portal.call(partial(self.client.threads, limit=50))
+        self.listed = [thread.id for thread in found.items]
+        for number, thread in enumerate(found.items, 1):
+            here = ">" if thread.id == self.thread_id else " "
             line = Text.assemble(
                 (f"{here}{number:>3}  ", "cyan"),
-                _short(thread.get("title") or "(no title)", 60),
-                (f"  {_when(thread['last_event_at'])}  {printable(thread['id'])}", "dim"),
+                _short(thread.title or "(no title)", 60),
+                (f"  {_when(thread.last_event_at)}  {printable(thread.id)}", "dim"),
             )
             self.console.print(line, soft_wrap=True)
-        if (more := found.get("total_count", 0) - len(self.listed)) > 0:
+        if (more := (found.total or 0) - len(self.listed)) > 0:
             self.note(f"and {more} older")
         if not self.listed:
             self.note("no conversations yet")
@@ -205,39 +228,43 @@ class Chat:
             return
         self._wait(self.client.watch(which))
 
-    def _opened(self, snapshot: Mapping[str, Any]) -> None:
-        self.thread_id, self.title = snapshot["thread"]["id"], snapshot["thread"].get("title")
-        self.note(f"── {self.title or '(no title)'} ── {_when(snapshot['thread']['created_at'])}")
-        if snapshot["has_more"]:
+    def _opened(self, looked: Looked) -> None:
+        self.thread_id, self.title = looked.thread.id, looked.thread.title
+        self.note(f"── {self.title or '(no title)'} ── {_when(looked.thread.created_at)}")
+        if looked.has_more:
             self.note("(only the newest messages are shown)")
-        for event in snapshot["events"]:
+        for event in looked.events:
             self.event(event, mine=True)
 
     # ------------------------------------------------------------ what the worker says
 
-    def show(self, frame: Mapping[str, Any]) -> None:
-        """Show one frame of the open thread."""
-        payload = frame["payload"]
-        match frame["type"]:
-            case "thread.snapshot":
-                self._opened(payload)
-            case "thread.upsert":
-                self.thread_id = payload["thread"]["id"]
-                if (title := payload["thread"].get("title")) != self.title:
+    def show(self, update: Update) -> None:
+        """Show what happens in the open thread."""
+        match update:
+            case Looked():
+                self._opened(update)
+            case ThreadChanged():
+                self.thread_id = update.thread.id
+                if (title := update.thread.title) != self.title:
                     self.title = title
                     self.note(f"· title: {title}")
-            case "thread.deleted":
+            case ThreadDeleted():
                 self.thread_id = self.title = None
                 self.note("· this conversation was deleted")
-            case "event.append":
-                self.thread_id = payload["thread_id"]
-                for event in payload["events"]:
-                    self.event(event)
-            case "event.delta":
-                event_id = payload["event_id"]
-                self.growing[event_id] = self.growing.get(event_id, "") + payload["text"]
-            case "run.upsert":
-                self.run_state(payload["run"])
+            case Appended():
+                self.thread_id = update.thread_id
+                self.event(update.event)
+            case Delta():
+                self.growing[update.event_id] = update.whole
+            case RunChanged():
+                self.run_state(update.run)
+
+    def connection(self, update: Connecting) -> None:
+        """Say that the connection is lost, or there again."""
+        if isinstance(update, Lost):
+            self.note(f"· the connection is lost ({update.reason or update.code}); trying again")
+        else:
+            self.note("· reconnected")
 
     def _growing(self) -> RenderableType:
         """The end of what is growing, as much as fits on the screen, and a sign of life."""
@@ -247,41 +274,37 @@ class Chat:
         lines = self.console.render_lines(_markdown(text), pad=False)[2 - self.console.height :]
         return Group(Segments([segment for line in lines for segment in (*line, Segment.line())]), self.spinner)
 
-    def event(self, event: Mapping[str, Any], *, mine: bool = False) -> None:
+    def event(self, event: ThreadEvent, *, mine: bool = False) -> None:
         """Show one event. One's own messages only when asked for: they stand where they were typed."""
-        if event.get("streaming"):
-            self.growing[event["id"]] = "\n\n".join(map(_part, event["content"]))
-            return
-        self.growing.pop(event["id"], None)
-        if event["type"] != "message":
+        self.growing.pop(event.id, None)
+        if event.type != "message":
             self._say(_tool(event))
             return
-        text = "\n\n".join(map(_part, event["content"]))
-        if event["actor"] == "user":
-            is_mine = event.get("user_id") == self.user_id
+        text = "\n\n".join(map(_part, event.content))
+        if event.actor == "user":
+            is_mine = event.user_id == self.user_id
             if mine or not is_mine:
-                who = "you" if is_mine else event.get("user_name") or event.get("user_id") or "user"
+                who = "you" if is_mine else event.user_name or event.user_id or "user"
                 self._say(Text.assemble((f"\n{printable(who)} > ", "bold cyan"), printable(text)))
-        elif event["actor"] == "system":
+        elif event.actor == "system":
             if text != self.last_error:  # the run has said the same thing
                 self._say(Text(printable(text), style="red"))
         else:
-            self._say(Text(f"\n{printable(event.get('author') or 'assistant')}", style="bold magenta"))
+            self._say(Text(f"\n{printable(event.author or 'assistant')}", style="bold magenta"))
             self._say(_markdown(text))
-            if (event.get("data") or {}).get("incomplete"):
+            if (event.data or {}).get("incomplete"):
                 self.note("  (cut off here)")
 
-    def run_state(self, run: Mapping[str, Any]) -> None:
+    def run_state(self, run: Run) -> None:
         """Show how a run has ended; that it goes on is told by what keeps coming."""
-        status, error = run["status"], run.get("error")
-        if status == "running":
+        if run.status == "running":
             if not _moves(self.console):
                 self.note("· running")
             return
-        self.last_error = error
-        mark, style = {"succeeded": ("✓", "dim green"), "failed": ("✗", "red")}.get(status, ("■", "yellow"))
-        took = _seconds(run.get("started_at"), run.get("ended_at"))
-        self._say(Text(printable(f"{mark} {status}{took}{f': {error}' if error else ''}"), style=style))
+        self.last_error = run.error
+        mark, style = {"succeeded": ("✓", "dim green"), "failed": ("✗", "red")}.get(run.status, ("■", "yellow"))
+        took = "" if run.ended_at is None else f" in {(run.ended_at - run.started_at).total_seconds():.1f} s"
+        self._say(Text(printable(f"{mark} {run.status}{took}{f': {run.error}' if run.error else ''}"), style=style))
 
     def note(self, text: str) -> None:
         """Something the chat itself has to say."""
@@ -314,20 +337,20 @@ def _markdown(text: str) -> RenderableType:
     return Padding(Markdown(printable(text), hyperlinks=False), (0, 0, 0, 2))
 
 
-def _part(part: Mapping[str, Any]) -> str:
-    if part["type"] == "text":
-        return str(part["text"])
-    name = part.get("filename") or part.get("alt") or ""
-    return f"[{part['type']}] {name} {_short(part.get('url', ''), 200)}"
+def _part(part: ContentPart) -> str:
+    if isinstance(part, TextPart):
+        return part.text
+    name = part.filename if isinstance(part, DocumentPart) else part.alt or ""
+    return f"[{part.type}] {name} {_short(part.url, 200)}"
 
 
-def _tool(event: Mapping[str, Any]) -> Text:
-    data = event.get("data") or {}
-    name = data.get("display_name") or data.get("name") or event["type"]
+def _tool(event: ThreadEvent) -> Text:
+    data = event.data or {}
+    name = data.get("display_name") or data.get("name") or event.type
     line = Text.assemble(("  ⚙ ", "yellow"), (printable(name), "bold"))
-    if event["type"] != "tool.result":
+    if event.type != "tool.result":
         line.append(f" {_short(dumps(data.get('args') or {}), _LINE)}", style="dim")
-    if event["type"] != "tool.call":
+    if event.type != "tool.call":
         line.append(f" → {_short(dumps(data.get('result')), _LINE)}", style="dim")
     return line
 
@@ -337,11 +360,5 @@ def _short(text: object, limit: int) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
-def _when(text: str) -> str:
-    return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}"
-
-
-def _seconds(start: str | None, end: str | None) -> str:
-    if start is None or end is None:
-        return ""
-    return f" in {(datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds():.1f} s"
+def _when(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M}"

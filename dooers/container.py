@@ -39,7 +39,17 @@ from dooers.stores.sql import Statement
 from dooers.stores.sql_postgres import Beside
 from dooers.vault import Vault
 
-__all__ = ["SettingsOf", "SettingsShape", "Turn", "Worker", "close_parts", "open_parts", "override", "turn_values"]
+__all__ = [
+    "SettingsOf",
+    "SettingsShape",
+    "Turn",
+    "Worker",
+    "close_parts",
+    "open_parts",
+    "override",
+    "renew",
+    "turn_values",
+]
 
 # How many of the settings that a rotation cannot open its error names.
 SHOWN = 10
@@ -137,7 +147,7 @@ async def open_parts(worker: Worker) -> None:
         await worker.relay().open(worker.runner(), worker.settings())
     except BaseException:
         await worker.store().close()
-        _renew(worker)
+        renew(worker)
         raise
     worker.pulse().start()
 
@@ -170,7 +180,7 @@ async def close_parts(worker: Worker, sessions: Set[Session], kept: KeptValues, 
             deadline.leave(session.answering, "a session that was answering a frame")
     await deadline.stage(OTHERS, {"the heartbeat": worker.pulse().stop(), "the broker": worker.relay().close()})
     await deadline.stage(1.0, {"the database": worker.store().close()})
-    _renew(worker)
+    renew(worker)
 
 
 async def _sent(sessions: Set[Session], timeout: float) -> None:
@@ -179,7 +189,8 @@ async def _sent(sessions: Set[Session], timeout: float) -> None:
         await asyncio.wait([session.over for session in sessions], timeout=timeout)
 
 
-def _renew(worker: Worker) -> None:
+def renew(worker: Worker) -> None:
+    """Forget what was made for the time that a worker was open."""
     for name, provider in worker.providers.items():
         if name not in LASTING:
             provider.reset()  # type: ignore[attr-defined]

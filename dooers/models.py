@@ -327,8 +327,9 @@ class Change:
     `guard`      the thread must lie in this scope, else NotFoundError and nothing is written
     `during`     the run that this is a part of, which must be running: once it is over nothing is written, and that is NotFoundError.
                  It may be unknown only to a Change that has it among its `runs`. For Changes that append
-    `patch`      columns of the thread to set (`title`, `metadata`); never the whole row
+    `patch`      columns of the thread to set (`title`, `metadata`, its times); never the whole row
     `events`     to append, in order
+    `skips`      how many numbers are left out before its events: an import keeps the numbers that its events have
     `runs`       to insert, or to close if they exist
     `removes`    the thread goes, with everything in it
     `repeat_key` unique: when an earlier change carried the same, nothing is written and that one comes back as `repeated`
@@ -343,10 +344,16 @@ class Change:
     during: str | None = None
     patch: dict[str, Any] = Factory(dict)
     events: tuple[ThreadEvent, ...] = ()
+    skips: int = 0
     runs: tuple[Run, ...] = ()
     removes: bool = False
     repeat_key: str | None = None
     repeated: bool = False
+
+    @property
+    def takes(self) -> int:
+        """How many numbers of its thread it uses up."""
+        return self.skips + len(self.events) if self.events else 0
 
 
 @frozen(kw_only=True)
@@ -385,10 +392,11 @@ class ThreadQuery:
 
 @frozen(kw_only=True)
 class RunQuery:
-    """Which runs, the latest first. `equal` compares columns, and `worker_id` that of their thread."""
+    """Which runs, the latest first. `equal` compares columns, and `worker_id` that of their thread; `before` as with threads."""
 
     equal: dict[str, str] = Factory(dict)
     limit: int = 50
+    before: tuple[datetime, str] | None = None
     oldest_first: bool = False
 
 

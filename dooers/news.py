@@ -22,6 +22,9 @@ __all__ = ["Kind", "News", "about", "looks", "read", "write", "written"]
 # without their content, and only there. With a topic: a frame to its followers that was too large, without its value.
 Kind: TypeAlias = Literal["change", "look", "delta", "topic", "cancel"]
 
+# What of a thread may be patched and is no JSON.
+_TIMES = {"updated_at", "last_event_at"}
+
 
 @frozen(kw_only=True)
 class News:
@@ -36,6 +39,7 @@ class News:
     patch: dict[str, Any] = field(factory=dict, repr=False)
     removes: bool = False
     events: list[ThreadEvent] = Factory(list)
+    skips: int = 0
     runs: list[Run] = Factory(list)
     # "delta": `text` stands at position `at` of the message, of which the first piece brings all that is known
     event_id: str | None = None
@@ -62,6 +66,7 @@ class News:
             patch=change.patch,
             removes=change.removes,
             events=list(change.events),
+            skips=change.skips,
             runs=list(change.runs),
         )
 
@@ -80,6 +85,7 @@ class News:
             patch=self.patch,
             removes=self.removes,
             events=tuple(self.events),
+            skips=self.skips,
             runs=tuple(self.runs),
         )
 
@@ -151,16 +157,16 @@ def about(text: str) -> str | None:
 
 def _one(line: bytes) -> News:
     news = _converter.structure(loads(line), News)
-    if "updated_at" in news.patch:
-        return evolve(news, patch={**news.patch, "updated_at": datetime.fromisoformat(news.patch["updated_at"])})
-    return news
+    times = {name: datetime.fromisoformat(news.patch[name]) for name in _TIMES & news.patch.keys()}
+    return evolve(news, patch={**news.patch, **times}) if times else news
 
 
 def _counted(thread: Thread, created: bool | None, told: list[News]) -> list[News]:
     """News of Changes as the database wrote them, from its row of the thread: what the sender did not know when it put them into words."""
     if created is not None:  # the row as it is after its one Change
         (news,) = told
-        events = numbered(news.change_of(thread), thread.last_seq - len(news.events))
+        change = news.change_of(thread)
+        events = numbered(change, thread.last_seq - change.takes)
         return [evolve(news, thread=thread, created=created, events=list(events))]
     stored = as_stored(thread, [news.change_of(thread) for news in told])
     return [

@@ -78,6 +78,8 @@ class ThreadList:
 class ThreadSubscribe:
     thread_id: str
     after_event_id: str | None = None
+    # Runs that the snapshot tells of in any case: they may have ended while nobody was told.
+    runs: list[str] | None = None
 
 
 @frozen

@@ -11,17 +11,30 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
+from attrs import frozen
+
 from dooers.access import Authorize
 from dooers.config import TurnOrder, WorkerConfig
 from dooers.container import Worker, override, turn_values
 from dooers.exceptions import ConfigError, NotConfiguredError, SignatureError
 from dooers.inject import Compiler, InjectedHandler, KeptValues, Lifetime
 from dooers.routes.desk import Authenticate
+from dooers.schema import SettingsSchema
 from dooers.settings import typed_settings
 
-__all__ = ["Registration"]
+__all__ = ["Registered", "Registration"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+@frozen
+class Registered:
+    """What a worker's author has registered, for who looks at it: `None` among the handlers is the default one."""
+
+    handlers: tuple[str | None, ...]
+    settings: SettingsSchema | None
+    authenticates: bool
+    authorizes: bool
 
 
 class Registration:
@@ -36,6 +49,12 @@ class Registration:
         self._compiled: WeakKeyDictionary[Any, InjectedHandler] = WeakKeyDictionary()
         self._authenticate: Authenticate | None = None
         self._authorize: Authorize | None = None
+
+    @property
+    def registered(self) -> Registered:
+        """What was registered so far."""
+        schema = self._parts.shape().schema
+        return Registered(tuple(self._handlers), schema, self._authenticate is not None, self._authorize is not None)
 
     @overload
     def handler(self, function: F, /) -> F: ...

@@ -14,9 +14,14 @@ from dooers.stores import GAP, Store
 
 __all__ = ["send_snapshot"]
 
+# Runs that one snapshot may be asked about.
+NAMED = 10
+
 
 async def send_snapshot(store: Store, runner: Runner, session: Session, asked: ThreadSubscribe) -> Thread:
     """Send a thread as of one instant, a large gap in further frames; the thread as of that instant."""
+    # Before the snapshot: of one that has ended by now, the snapshot has everything; the end of any other is told after it.
+    ended = [run for one in (asked.runs or ())[:NAMED] if (run := await store.run(one)) and run.status != "running"]
     snapshot = await store.snapshot(
         asked.thread_id, after_event_id=asked.after_event_id, at_least_page=session.dialect == "user"
     )
@@ -30,7 +35,7 @@ async def send_snapshot(store: Store, runner: Runner, session: Session, asked: T
         {
             "thread": thread_out(thread, session.dialect),
             "events": [event_out(event) for event in [*snapshot.events, *growing]],
-            "runs": [run_out(run) for run in snapshot.runs],
+            "runs": [run_out(run) for run in [*snapshot.runs, *ended] if run.thread_id == thread.id],
             "has_more": snapshot.has_more,
         },
     )

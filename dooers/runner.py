@@ -125,6 +125,10 @@ class Runner:
         """Whether a turn of this thread runs or waits."""
         return any(opened.thread.id == thread_id for opened in self._turns)
 
+    def over(self, event_id: str) -> asyncio.Future[None] | None:
+        """Done when the turn of this message is over; None where it is over already, or is none of this process."""
+        return next((opened.over for opened in self._turns | self._unrun if opened.event.id == event_id), None)
+
     def growing(self, thread_id: str) -> list[ThreadEvent]:
         """The messages of a thread that are being streamed, with their text so far."""
         growing = [opened.steps.growing for opened in self._turns if opened.thread.id == thread_id]

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from attrs import frozen
 
+ROOT = Path(__file__).parent.parent
 WITHIN = 30.0
 DOOERS = (sys.executable, "-m", "dooers")
 
@@ -45,12 +46,12 @@ class Served:
 
 
 @contextmanager
-def dooers_run(target: str, cwd: Path, *options: str) -> Iterator[Served]:
-    """`dooers run TARGET` on a free port, with `cwd` as its current directory; killed at the end whatever happens."""
+def dooers_run(target: str | None, cwd: Path, *options: str, command: Sequence[str] = DOOERS) -> Iterator[Served]:
+    """`dooers run TARGET` (or what the project in `cwd` names) on a free port, in `cwd`; killed at the end whatever happens."""
     log = cwd / "served.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*DOOERS, "run", target, "--port", "0", *options],
+            [*command, "run", *([] if target is None else [target]), "--port", "0", *options],
             cwd=cwd,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -427,8 +427,8 @@ async def test_what_is_yielded_by_send_is_stored_and_reaches_the_client(code: st
     assert (ended.agent_id, ended.status, ended.error) == outcome
 
     # What is stored is what was sent.
-    assert [event["id"] for event in reply.events] == [event.id for event in events]
-    assert [event["author"] for event in reply.events[:4]] == ["My Assistant", "Support Bot", author, author]
+    assert [event.id for event in reply.events] == [event.id for event in events]
+    assert [event.author for event in reply.events[:4]] == ["My Assistant", "Support Bot", author, author]
     runs_told = [frame["payload"]["run"]["status"] for frame in reply.frames if frame["type"] == "run.upsert"]
     assert runs_told == ["running", outcome[1]]
     titles = [frame["payload"]["thread"]["title"] for frame in reply.frames if frame["type"] == "thread.upsert"]

@@ -23,10 +23,10 @@ from samples import T0
 from serving import DOOERS, WITHIN, Served, dooers_run
 from typer.testing import CliRunner
 
-from dooers import WorkerConfig
+from dooers import ContentPart, TextPart, ThreadEvent, WorkerConfig
 from dooers.chat import Chat, printable
 from dooers.cli import TargetError, app, load
-from dooers.client import Client
+from dooers.client import Appended, Client, Delta
 from dooers.stores.migrations import HEAD
 from dooers.stores.sqlite import SqliteStore
 
@@ -599,15 +599,36 @@ def test_a_worker_that_goes_away_ends_the_chat_with_1(tmp_path: Path) -> None:
     assert b"Traceback" not in error
 
 
+def test_a_chat_survives_a_server_that_restarts(tmp_path: Path) -> None:
+    with dooers_run("bot:worker", files(tmp_path)) as first:
+        terminal = Terminal(first)
+        try:
+            terminal.until("you > ")
+            terminal.type("before")
+            terminal.until("to you")
+            terminal.until("succeeded in")
+            first.stop()
+            terminal.until("the connection is lost")
+            with dooers_run("bot:worker", tmp_path, "--port", first.host.rpartition(":")[2]):
+                terminal.until("reconnected")
+                terminal.type("/new")
+                terminal.until("a new conversation")
+                terminal.type("after")
+                terminal.until("to you")
+        finally:
+            terminal.close()
+
+
 def test_a_message_grows_on_the_screen_and_stays_once_it_is_whole() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80)
     talk = Chat(console, None, None, "ana")  # type: ignore[arg-type]  # nothing here asks the worker
-    for text in ("Hel", "lo \x1b[31m"):
-        talk.show({"type": "event.delta", "payload": {"thread_id": "t", "event_id": "e", "run_id": "r", "text": text}})
+    for text, whole in (("Hel", "Hel"), ("lo \x1b[31m", "Hello \x1b[31m")):
+        talk.show(Delta("t", "e", text, whole, "r"))
     assert talk.growing == {"e": "Hello \x1b[31m"}
-    event = {"id": "e", "type": "message", "actor": "assistant", "content": [{"type": "text", "text": "Hello"}]}
-    talk.show({"type": "event.append", "payload": {"thread_id": "t", "events": [event]}})
+    content: list[ContentPart] = [TextPart("Hello")]
+    event = ThreadEvent(id="e", thread_id="t", type="message", actor="assistant", created_at=T0, content=content)
+    talk.show(Appended(event))
     assert talk.growing == {}
     assert "Hello" in screen.getvalue()
     assert "\x1b[31m" not in screen.getvalue()

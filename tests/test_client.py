@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from snippets import blocks, run
 from websockets.asyncio.server import ServerConnection, serve
 
 from dooers import (
@@ -25,7 +26,7 @@ from dooers import (
     WorkerConfig,
     WorkerServer,
 )
-from dooers.client import Client
+from dooers.client import Client, Looked, Update
 from dooers.exceptions import DisconnectedError, NoAnswerError
 
 WITHIN = 20.0
@@ -251,7 +252,7 @@ async def test_a_stream_comes_in_pieces_and_whole_at_the_end(url: str) -> None:
 
 
 async def test_without_deltas_a_stream_comes_once(url: str) -> None:
-    async with Client(url) as client:
+    async with Client(url, deltas=False) as client:
         assert told(await turn(client, "stream please"))[3:] == [
             "assistant: 0 1 2 3 4 ",
             "assistant: stream done",
@@ -278,7 +279,7 @@ async def test_who_looks_into_a_thread_sees_what_is_being_written_and_then_the_r
         answer = ana.send("stream please")
         thread_id = thread_of(await until_written(answer, "1"))
         async with asyncio.timeout(WITHIN):
-            frames = [frame async for frame in bob.watch(thread_id)]
+            frames = await raw(bob.watch(thread_id))
         snapshot = frames[0]
         assert snapshot["type"] == "thread.snapshot"
         assert [run["status"] for run in snapshot["payload"]["runs"]] == ["running"]
@@ -290,7 +291,16 @@ async def test_who_looks_into_a_thread_sees_what_is_being_written_and_then_the_r
         await until_end(answer)
 
         async with asyncio.timeout(WITHIN):
-            assert [frame["type"] async for frame in bob.watch(thread_id)] == ["thread.snapshot"]
+            assert [type(update) async for update in bob.watch(thread_id)] == [Looked]
+
+
+async def raw(updates: AsyncIterator[Update]) -> list[dict[str, Any]]:
+    """The frames that the updates came in."""
+    frames: list[dict[str, Any]] = []
+    async for update in updates:
+        if update.frame not in frames:
+            frames.append(update.frame)
+    return frames
 
 
 async def until_end(frames: AsyncIterator[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -472,7 +482,7 @@ async def test_a_lost_connection_ends_everything_that_waits() -> None:
         await connection.recv()
         await connection.close(1012, "restarting")
 
-    async with tape(leave) as address, Client(address) as client:
+    async with tape(leave) as address, Client(address, retry_for=0) as client:
         frames = client.frames()
         with pytest.raises(DisconnectedError, match="1012: restarting") as raised:
             await turn(client, "hello")
@@ -498,7 +508,7 @@ async def test_a_connection_lost_in_the_middle_of_a_turn_is_told() -> None:
         await connection.send(_frame("run.upsert", run=run))
         connection.transport.abort()
 
-    async with tape(half) as address, Client(address) as client:
+    async with tape(half) as address, Client(address, retry_for=0) as client:
         frames = client.send("hello")
         assert told([await anext(frames), await anext(frames)]) == ["user: hello", "run running"]
         with pytest.raises(DisconnectedError):
@@ -522,3 +532,42 @@ async def test_a_connection_without_answers_is_given_up() -> None:
     async with tape(deaf) as address, Client(address, within=0.2) as client:
         with pytest.raises(NoAnswerError, match=r"no answer to ping within 0\.2 s"):
             await client.ask("ping")
+
+
+# ---------------------------------------------------------------- runs that are asked about
+
+
+async def test_a_snapshot_tells_how_runs_have_ended_that_are_asked_about_and_only_of_its_own_thread(url: str) -> None:
+    async with Client(url, user_id="ana") as ana, Client(url, user_id="bob") as bob:
+        mine, failed = await ana.say("hello"), await ana.say("fail")
+        again = await ana.say("fail", mine.thread_id)
+        theirs = await bob.say("not for ana")
+        named = [mine.event_id, again.event_id, failed.event_id, theirs.event_id, "nowhere"]
+        snapshot = await ana.ask("thread.subscribe", {"thread_id": mine.thread_id, "runs": named})
+        found = {run["id"]: (run["status"], run.get("error")) for run in snapshot["runs"]}
+        assert found == {mine.event_id: ("succeeded", None), again.event_id: ("failed", again.error)}
+        many = await ana.ask("thread.subscribe", {"thread_id": mine.thread_id, "runs": ["x"] * 10 + [mine.event_id]})
+        assert many["runs"] == []
+        assert (await ana.ask("thread.subscribe", {"thread_id": mine.thread_id}))["runs"] == []
+
+
+# ---------------------------------------------------------------- its page
+
+
+async def test_the_functions_of_the_page_about_the_client_run(url: str) -> None:
+    page: dict[str, Any] = {}
+    for block in blocks("docs/client.md"):
+        if block.language == "python":
+            await run(block.text, page, block.place)
+    async with asyncio.timeout(WITHIN):
+        first, again = await page["greet"](url)
+        assert (first.text, again.text) == ("Hello. done", "And done")
+        await page["follow"](url)
+        looked, *_ = await page["look"](url, first.thread_id, first.event_id)
+        assert [event.text for event in looked.events] == ["Hello. done", "And now?", "And done"]
+        assert (await page["stay"](url, lambda: "token")).status == "succeeded"
+        before = (await page["greet"](url))[0].thread_id
+        left = await page["tidy"](url)
+        async with Client(url) as client:
+            assert left == (await client.threads()).total
+        assert before

@@ -8,14 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from serving import WITHIN, Served, dooers_run
 
 from dooers import ForbiddenError, UnauthenticatedError
-from dooers.client import Client
+from dooers.client import Client, Delta, RunChanged
+from dooers.testing import assert_succeeded
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -52,53 +52,36 @@ def tour(here: Path) -> Iterator[Served]:
         yield served
 
 
-async def say(client: Client, text: str, thread_id: str | None = None) -> tuple[str, list[str]]:
-    """Thread id and the texts of the answer."""
-    events = [
-        event
-        async for frame in client.send(text, thread_id)
-        if frame["type"] == "event.append"
-        for event in frame["payload"]["events"]
-    ]
-    return events[0]["thread_id"], texts_of(events, "assistant")
-
-
-def texts_of(events: list[dict[str, Any]], actor: str) -> list[str]:
-    return [part["text"].rstrip() for event in events if event["actor"] == actor for part in event["content"]]
-
-
 async def test_quickstart_answers_and_keeps_the_conversation(quickstart: Served, here: Path) -> None:
     async with Client(quickstart.ws, user_id="ana") as client:
-        thread_id, texts = await say(client, "hello")
-        assert texts == ["You said: hello"]
-        assert await say(client, "again", thread_id) == (thread_id, ["You said: again"])
+        first = await client.say("hello")
+        second = await client.say("again", first.thread_id)
+        assert (first.text.rstrip(), second.text.rstrip()) == ("You said: hello", "You said: again")
+        assert_succeeded(first, second)
 
     assert quickstart.stop() == 0
     assert (here / "quickstart.db").exists()
 
     with dooers_run("examples.quickstart:worker", here) as restarted:
         async with Client(restarted.ws, user_id="ana") as client:
-            snapshot = await client.ask("thread.subscribe", {"thread_id": thread_id})
-    assert snapshot["thread"]["title"] == "hello"
-    assert texts_of(snapshot["events"], "user") == ["hello", "again"]
-    assert texts_of(snapshot["events"], "assistant") == ["You said: hello", "You said: again"]
+            [thread] = (await client.threads()).items
+            history = await client.history(first.thread_id)
+    assert (thread.id, thread.title) == (first.thread_id, "hello")
+    told = [event.text.rstrip() for event in history.items]
+    assert told == ["hello", "You said: hello", "again", "You said: again"]
 
 
 async def test_quickstart_writes_its_answer_word_by_word(quickstart: Served) -> None:
-    async with Client(quickstart.ws, user_id="ana", deltas=True) as client:
-        pieces = [
-            frame["payload"]["text"]
-            async for frame in client.send("one two three four five six")
-            if frame["type"] == "event.delta"
-        ]
+    async with Client(quickstart.ws, user_id="ana") as client:
+        updates = client.stream("one two three four five six")
+        pieces = [update.text async for update in updates if isinstance(update, Delta)]
     assert "".join(pieces).rstrip() == "You said: one two three four five six"
     assert len(pieces) > 3
 
 
 async def test_fastapi_basic_serves_people_and_webhooks_from_one_handler(fastapi_basic: Served) -> None:
     async with Client(fastapi_basic.ws, organization_id="org-1", workspace_id="ws-1", user_id="bob") as client:
-        _, texts = await say(client, "from a person")
-        assert texts == ["You said: from a person"]
+        assert (await client.say("from a person")).text.rstrip() == "You said: from a person"
 
         async with httpx.AsyncClient(base_url=fastapi_basic.http, timeout=WITHIN) as http:
             first = await http.post("/api/webhook", json={"text": "from a system", "user_id": "alice"})
@@ -111,10 +94,9 @@ async def test_fastapi_basic_serves_people_and_webhooks_from_one_handler(fastapi
             )
             assert second.json() == {"thread_id": told["thread_id"], "is_new": False, "texts": ["You said: more"]}
 
-        listed = await client.ask("thread.list")
-        assert told["thread_id"] in [thread["id"] for thread in listed["threads"]]
-        snapshot = await client.ask("thread.subscribe", {"thread_id": told["thread_id"]})
-        assert texts_of(snapshot["events"], "user") == ["from a system", "more"]
+        assert told["thread_id"] in [thread.id for thread in (await client.threads()).items]
+        history = await client.history(told["thread_id"])
+        assert [event.text for event in history.items if event.actor == "user"] == ["from a system", "more"]
 
     assert fastapi_basic.stop() == 0
     assert "Traceback" not in fastapi_basic.said
@@ -129,12 +111,12 @@ async def test_authenticate_jwt_knows_people_by_their_token(authenticate_jwt: Se
 
     alice, bob = token("alice"), token("bob")
     async with Client(authenticate_jwt.ws, user_id="mallory", auth_token=alice) as client:
-        assert (await say(client, "hello"))[1] == ["Alice (member) of acme said: hello"]
-        assert len((await client.ask("thread.list"))["threads"]) == 1
+        assert (await client.say("hello")).text == "Alice (member) of acme said: hello"
+        assert len((await client.threads()).items) == 1
     async with Client(authenticate_jwt.ws, user_id="alice", auth_token=bob) as client:
-        assert (await client.ask("thread.list"))["threads"] == []
+        assert (await client.threads()).items == []
     async with Client(authenticate_jwt.ws, workspace_id="sales", auth_token=alice) as client:
-        assert (await client.ask("thread.list"))["threads"] == []
+        assert (await client.threads()).items == []
     with pytest.raises(ForbiddenError):
         async with Client(authenticate_jwt.ws, workspace_id="somebody-elses", auth_token=alice):
             pass
@@ -149,34 +131,32 @@ async def test_authenticate_jwt_knows_people_by_their_token(authenticate_jwt: Se
 
 
 async def test_tour_stops_everywhere_it_says_it_does(tour: Served) -> None:
-    async with Client(tour.ws, user_id="ana", deltas=True) as client:
-        await client.ask("settings.patch", {"worker_id": "worker", "field_id": "pause", "value": 0})
-        thread_id, texts = await say(client, "hello")
-        assert texts[0].startswith("Hello! Say one of these")
-        stops = re.findall(r"`(\w+)`", texts[0])
+    async with Client(tour.ws, user_id="ana") as client:
+        await client.patch("pause", 0)
+        hello = await client.say("hello")
+        thread_id = hello.thread_id
+        assert hello.text.startswith("Hello! Say one of these")
+        stops = re.findall(r"`(\w+)`", hello.text)
         assert len(stops) == 9
 
-        kinds: dict[str, list[str]] = {}
-        for stop in set(stops) - {"slow"}:
-            async for frame in client.send(stop, thread_id):
-                for event in frame["payload"].get("events", ()):
-                    if event["actor"] != "user":
-                        kinds.setdefault(stop, []).append(
-                            event["content"][0]["type"] if event["content"] else event["type"]
-                        )
+        replies = {stop: await client.say(stop, thread_id) for stop in set(stops) - {"slow"}}
+        kinds: dict[str, list[str]] = {
+            stop: [event.content[0].type if event.content else event.type for event in reply.events]
+            for stop, reply in replies.items()
+        }
         assert kinds.pop("fail") == ["text", "text"]
         assert kinds.pop("tools") == ["tool.call", "tool.result", "tool.transaction", "text"]
         assert kinds.pop("image") == ["image", "text"]
         assert kinds.pop("document") == ["document", "text"]
         assert kinds == {stop: ["text"] for stop in ("markdown", "long", "settings", "me")}
 
-        await client.ask("settings.patch", {"worker_id": "worker", "field_id": "tone", "value": "loud"})
-        assert (await say(client, "me", thread_id))[1] == ["YOU ARE **ANA** OF LOCAL, IN LOCAL."]
+        await client.patch("tone", "loud")
+        assert (await client.say("me", thread_id)).text.rstrip() == "YOU ARE **ANA** OF LOCAL, IN LOCAL."
 
-        async for frame in client.send("slow", thread_id):
-            if frame["type"] == "event.delta":
-                await client.ask("run.cancel", {"thread_id": thread_id})
-            if frame["type"] == "run.upsert":
-                ended = frame["payload"]["run"]["status"]
+        async for update in client.stream("slow", thread_id):
+            if isinstance(update, Delta):
+                await client.cancel(thread_id=thread_id)
+            if isinstance(update, RunChanged):
+                ended = update.run.status
         assert ended == "canceled"
     assert tour.stop() == 0

@@ -91,7 +91,7 @@ class House:
     async def read(self) -> list[Frame]:
         """What has come to the one who asks."""
         assert (await self.asking.ask("ping"))["type"] == "pong"
-        frames, self.asking._unread = self.asking._unread, []
+        frames, self.asking.unread = self.asking.unread, []
         self.seen += frames
         return frames
 
@@ -322,8 +322,8 @@ async def check(house: House) -> str:
         holds = "gone"
     await house.quiet()
     assert (await house.watching.ask("ping"))["type"] == "pong"
-    house.watched += house.watching._unread
-    house.watching._unread = []
+    house.watched += house.watching.unread
+    house.watching.unread = []
     events, runs = await stored(house)
     if thread is not None:
         kept_runs = {run.id: run.status for run in runs}

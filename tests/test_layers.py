@@ -120,13 +120,11 @@ LAZY = {"cryptography", "httpx", "alembic", "sqlalchemy", "typer", "rich", "uvic
 
 
 def test_imports_inside_functions_are_of_optional_libraries_only() -> None:
-    for _, path, tree in modules():
+    for name, path, tree in modules():
         for function in ast.walk(tree):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-                found = {name.split(".")[0] for name, _ in imported(function)}
-                assert found <= LAZY | {"dooers"} if path.name in ("cli.py", "__main__.py") else found <= LAZY, (
-                    path.name
-                )
+                found = {other.split(".")[0] for other, _ in imported(function)}
+                assert found <= LAZY | {"dooers"} if name in ("cli", "__main__") else found <= LAZY, path.name
 
 
 def test_functions_and_modules_fit_a_screen() -> None:

@@ -166,6 +166,7 @@ async def test_it_tells_the_page_of_its_worker_and_nothing_more(worker_config: W
             "assistant_name": name,
             "version": __version__,
             "max_frame_bytes": 4096,
+            "max_data_url_bytes": worker_config.max_data_url_bytes,
             "authenticated": False,
         }
 

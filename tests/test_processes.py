@@ -134,7 +134,7 @@ async def post(asking: WorkerClient, text: str, thread_id: str | None = None, **
     assert answer["payload"]["ok"], answer
     if thread_id is not None:
         return thread_id
-    return str(next(event["thread_id"] for event in events(asking._unread) if text_of(event) == text))
+    return str(next(event["thread_id"] for event in events(asking.unread) if text_of(event) == text))
 
 
 async def watch(asking: WorkerClient, thread_id: str, **more: Any) -> Frame:
@@ -183,7 +183,7 @@ async def quiet(reading: WorkerClient) -> list[Frame]:
     for _ in range(5):
         await asyncio.sleep(0)
     await reading.ask("ping")
-    frames, reading._unread = reading._unread, []
+    frames, reading.unread = reading.unread, []
     return frames
 
 

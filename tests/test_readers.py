@@ -45,13 +45,8 @@ async def events(socket: ClientConnection, upto: int | None = None) -> list[dict
 
 async def say(client: Client, text: str, thread_id: str | None = None) -> tuple[str, int]:
     """A turn, to its end; its thread, and the number of its last event."""
-    last = 0
-    async for frame in client.send(text, thread_id):
-        thread_id = frame["payload"].get("thread_id", thread_id)
-        if frame["type"] == "event.append":
-            last = frame["payload"]["events"][-1]["seq"]
-    assert thread_id is not None
-    return thread_id, last
+    reply = await client.say(text, thread_id)
+    return reply.thread_id, reply.events[-1].seq
 
 
 @pytest.mark.parametrize("again", ["in time", "too late"])

@@ -202,7 +202,7 @@ async def test_an_authenticate_hook_may_be_a_plain_function_and_name_its_refusal
     def authenticate(request: Any) -> Identity:
         raise UnauthenticatedError("token expired")
 
-    with pytest.raises(ConnectionRefusedError, match="token expired"):
+    with pytest.raises(UnauthenticatedError, match="token expired"):
         await WorkerClient(worker).__aenter__()
 
 
@@ -378,7 +378,7 @@ async def test_a_strangers_answers_do_not_tell_a_thread_from_none(worker: Worker
         assert (await other.ask("thread.list"))["payload"] == {"threads": [], "total_count": 0}
         await owner.say("again", reply.thread_id)
         await other.ask("ping")
-        assert [frame["type"] for frame in other._unread] == []
+        assert [frame["type"] for frame in other.unread] == []
         assert (await owner.ask("thread.list"))["payload"]["total_count"] == 1
 
 
@@ -394,7 +394,7 @@ async def test_a_private_thread_is_its_users_alone(private: WorkerServer, user: 
         }
         assert (await other.ask("thread.list"))["payload"] == {"threads": [], "total_count": 0}
         await other.ask("ping")
-        assert other._unread == []
+        assert other.unread == []
 
 
 async def test_an_empty_user_id_is_nobody_where_threads_are_private(private: WorkerServer) -> None:
@@ -411,23 +411,23 @@ async def test_a_colleague_sees_a_shared_thread_and_gets_its_events_only_after_s
     async with WorkerClient(worker) as owner, WorkerClient(worker, user_id="colleague") as other:
         reply = await owner.say("one")
         await other.ask("ping")
-        assert [frame["type"] for frame in other._unread] == ["thread.upsert"]
-        other._unread.clear()
+        assert [frame["type"] for frame in other.unread] == ["thread.upsert"]
+        other.unread.clear()
         snapshot = (await other.ask("thread.subscribe", {"thread_id": reply.thread_id}))["payload"]
         assert len(snapshot["events"]) == 2
         await owner.say("two", reply.thread_id)
         await other.ask("ping")
-        assert [frame["type"] for frame in other._unread] == [
+        assert [frame["type"] for frame in other.unread] == [
             "event.append",
             "run.upsert",
             "event.append",
             "run.upsert",
         ]
-        other._unread.clear()
+        other.unread.clear()
         assert await code_of(other, "thread.unsubscribe", {"thread_id": reply.thread_id}) == "ok"
         await owner.say("three", reply.thread_id)
         await other.ask("ping")
-        assert other._unread == []
+        assert other.unread == []
 
 
 # ---------------------------------------------------------------- settings
@@ -454,7 +454,7 @@ async def test_settings_are_shown_and_synced_to_every_subscriber(worker: WorkerS
         assert (await one.receive())["type"] == "ack"
         assert (await one.say("hi")).text == "large: hi"
         await deaf.ask("ping")
-        assert [frame["type"] for frame in deaf._unread] == ["thread.upsert"]
+        assert [frame["type"] for frame in deaf.unread] == ["thread.upsert"]
 
 
 @pytest.mark.parametrize(
@@ -474,9 +474,9 @@ async def test_a_patch_that_may_not_be_is_refused_and_changes_nothing(
 ) -> None:
     async with WorkerClient(worker) as client:
         await client.ask("settings.subscribe")
-        client._unread.clear()
+        client.unread.clear()
         assert await code_of(client, "settings.patch", {"field_id": field, "value": value}) == code
-        assert client._unread == []
+        assert client.unread == []
     assert await (await worker.repository()).get_settings("worker") == {}
 
 
@@ -499,7 +499,7 @@ async def test_internal_settings_are_set_without_a_word_to_clients(worker: Worke
         await (await worker.settings("worker")).set("token", "new")
         await (await worker.repository()).update_settings("worker", {"token": "newer", "unknown": 1})
         await client.ask("ping")
-        assert [frame["type"] for frame in client._unread] == ["settings.snapshot"]
+        assert [frame["type"] for frame in client.unread] == ["settings.snapshot"]
     assert await (await worker.settings("worker")).get("token") == "newer"
 
 
@@ -544,7 +544,7 @@ async def test_analytics_reach_subscribers_of_the_tenant(worker: WorkerServer) -
             },
         )
         await watcher.ask("ping")
-        events = [frame["payload"] for frame in watcher._unread if frame["type"] == "analytics.event"]
+        events = [frame["payload"] for frame in watcher.unread if frame["type"] == "analytics.event"]
         assert [event["event"] for event in events] == [
             "thread.created", "message.c2s", "tool.called", "message.s2c",
             "message.c2s", "message.s2c", "error.occurred", "feedback.dislike",
@@ -555,10 +555,10 @@ async def test_analytics_reach_subscribers_of_the_tenant(worker: WorkerServer) -
         assert events[0]["run_id"] is None  # nulls are carried here
         assert {event["thread_id"] for event in events} == {reply.thread_id}
         assert await code_of(watcher, "analytics.unsubscribe", {}) == "ok"
-        watcher._unread.clear()
+        watcher.unread.clear()
         await client.say("quiet", reply.thread_id)
         await watcher.ask("ping")
-        assert watcher._unread == []
+        assert watcher.unread == []
 
 
 async def test_feedback_is_acknowledged_by_a_frame_of_its_own(worker: WorkerServer) -> None:
@@ -723,15 +723,15 @@ async def test_what_is_told_live_is_what_the_hook_shows_at_that_moment(worker: W
         assert (await other.ask("thread.subscribe", {"thread_id": thread_id}))["type"] == "thread.snapshot"
         await owner.say("two", thread_id)
         await other.ask("ping")
-        kinds = {frame["type"] for frame in other._unread}
+        kinds = {frame["type"] for frame in other.unread}
         assert kinds == {"thread.upsert", "event.append", "run.upsert", "analytics.event"}
-        other._unread.clear()
+        other.unread.clear()
         open_doors = False
         await owner.say("three", thread_id)
         await owner.say("and a thread of its own")
         await owner.ask("thread.delete", {"thread_id": thread_id})
         await other.ask("ping")
-        assert other._unread == []
+        assert other.unread == []
 
 
 async def test_a_hook_that_raises_refuses_everything_and_keeps_the_socket(

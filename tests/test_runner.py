@@ -244,8 +244,8 @@ async def test_a_failure_is_told_as_a_safe_text_and_logged_under_the_same_number
     assert kinds == ["run.upsert", "run.upsert", "event.append"]
     failed, told = reply.frames[1]["payload"]["run"], reply.events[0]
     assert failed["status"] == "failed"
-    assert told["actor"] == "system"
-    assert told["content"][0]["text"] == failed["error"]
+    assert told.actor == "system"
+    assert told.text == failed["error"] == reply.error
     assert "password" not in str(reply.frames)
     number = failed["error"].split()[-1]
     logged = [record for record in caplog.records if record.levelno == logging.ERROR]

@@ -28,7 +28,16 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from websockets.asyncio.client import connect
 
-from dooers import AuthRequest, ConfigError, Identity, Internal, Secret, WorkerConfig, WorkerServer
+from dooers import (
+    AuthRequest,
+    ConfigError,
+    Identity,
+    Internal,
+    Secret,
+    UnauthenticatedError,
+    WorkerConfig,
+    WorkerServer,
+)
 from dooers.exceptions import HandlerError
 from dooers.protocol import parse
 from dooers.testing import Closed, WorkerClient
@@ -245,7 +254,7 @@ async def drive(worker: WorkerServer, ears: Ears, folder: Path) -> None:
         await client.ask("thread.subscribe", {"thread_id": reply.thread_id})
         await client.ask("event.list", {"thread_id": reply.thread_id})
         await client.ask("feedback", {"target_type": "thread", "target_id": reply.thread_id, "feedback": "like"})
-        with suppress(Closed, ConnectionRefusedError):
+        with suppress(Closed, UnauthenticatedError):
             await Overheard(worker, ears, token="broken").__aenter__()
         with pytest.raises(HandlerError):
             await (await worker.dispatch(**WHO, message="hello")).collect()

@@ -97,7 +97,7 @@ async def test_every_kind_of_bad_frame_is_answered_and_the_socket_stays(worker_c
         assert "binary" in (await client.receive())["payload"]["error"]["message"]
         assert (await client.say("still here")).text == "still here"
         await neighbour.ask("ping")
-        assert [frame["type"] for frame in neighbour._unread] == ["thread.upsert"]
+        assert [frame["type"] for frame in neighbour.unread] == ["thread.upsert"]
     await worker.close()
 
 
@@ -178,7 +178,7 @@ async def test_a_reader_that_stalls_loses_its_own_connection_and_resumes_without
             frame = await good.expect("event.append")
             seen += [event["seq"] for event in frame["payload"]["events"]]
         stalled.socket.reading.set()
-        last = reply.events[-1]["id"]
+        last = reply.events[-1].id
         with pytest.raises(Closed) as closed:
             while True:
                 frame = await stalled.receive()

@@ -145,7 +145,7 @@ async def statuses_told(client: WorkerClient) -> list[str]:
     """Every `run.upsert` that has come to a client so far."""
     pong = await client.ask("ping")
     assert pong["type"] == "pong"
-    frames, client._unread = client._unread, []
+    frames, client.unread = client.unread, []
     return [frame["payload"]["run"]["status"] for frame in frames if frame["type"] == "run.upsert"]
 
 
@@ -203,7 +203,7 @@ async def begin(stage: Stage, client: WorkerClient) -> str:
         client.post("thread.subscribe", {"thread_id": first.thread_id})
     answer = await client.ask("event.create", message)
     assert answer["payload"]["ok"]
-    thread_id: str = next(f["payload"]["thread_id"] for f in client._unread if f["type"] == "event.append")
+    thread_id: str = next(f["payload"]["thread_id"] for f in client.unread if f["type"] == "event.append")
     if go is not None:
         stage.unblock = go
     elif stage.state == "just finished":

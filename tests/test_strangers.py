@@ -335,7 +335,7 @@ class World:
                 first=first.thread_id,
                 second=delta["thread_id"],
                 message_id=first.event_id,
-                answer_id=first.events[-1]["id"],
+                answer_id=first.events[-1].id,
                 ended_run=runs[0],
                 run=delta["run_id"],
                 cursor=listed["cursor"],

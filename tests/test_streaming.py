@@ -420,7 +420,7 @@ async def test_a_stream_that_ends_while_a_snapshot_is_read_is_neither_missed_nor
             async with client(worker, deltas=deltas) as late:
                 before = (await late.ask("thread.subscribe", {"thread_id": thread_id}))["payload"]["events"]
                 await late.ask("ping")
-                after = late._unread
+                after = late.unread
                 finals = [event for event in [*before, *appended(after)] if event["actor"] == "assistant"]
                 assert len({event["id"] for event in finals}) == len(finals)
                 assert all((text_of(event), event["streaming"]) == ("Hello", False) for event in finals)
@@ -543,7 +543,7 @@ async def test_a_stream_in_a_thread_that_is_deleted_is_closed_and_tells_nothing_
         await asking.ask("thread.delete", {"thread_id": thread_id})
         await wait_for(lambda: not worker.is_answering(thread_id))
         await asking.ask("ping")
-        assert [frame["type"] for frame in asking._unread] == ["thread.deleted"]
+        assert [frame["type"] for frame in asking.unread] == ["thread.deleted"]
         assert model.closed.is_set()
 
 
@@ -703,7 +703,7 @@ async def test_of_a_stream_that_is_given_up_the_text_is_kept_and_nothing_comes_a
             released.set()
             await asyncio.sleep(0.05)
             await asking.ask("ping")
-            assert asking._unread == []
+            assert asking.unread == []
             assert await answers(worker, thread_id) == [("assistant", "Hello", {"incomplete": True})]
 
 

@@ -83,7 +83,7 @@ async def test_a_rename_is_told_to_all_who_may_see_the_thread_and_then_acknowled
         assert (answer["type"], answer["payload"]) == ("ack", {"ack_id": asked, "ok": True})
         assert (await two.expect("thread.upsert"))["payload"] == told["payload"]
         await stranger.ask("ping")
-        assert stranger._unread == []
+        assert stranger.unread == []
         after = await kept(worker, thread_id)
         assert after == evolve(before, title="Ü", updated_at=after.updated_at)
         assert after.updated_at > before.updated_at
@@ -146,7 +146,7 @@ async def test_a_rename_while_the_thread_is_answered_stays_and_touches_nothing_o
             pass
         found = await kept(worker, thread_id)
         assert (found.title, found.metadata) == ("by a person", {"by": "the handler"})
-        told = [one["payload"]["thread"].get("title") for one in other._unread if one["type"] == "thread.upsert"]
+        told = [one["payload"]["thread"].get("title") for one in other.unread if one["type"] == "thread.upsert"]
         assert told[-1] == "by a person"
         events = (await client.ask("event.list", {"thread_id": thread_id}))["payload"]["events"]
         texts = [one["content"][0]["text"] for one in events if one["type"] == "message"]
@@ -169,7 +169,7 @@ async def test_renames_and_metadata_at_once_all_arrive_and_the_last_title_stays(
         assert found.title in ("of one", "of two")
         for client in (one, two):
             await client.ask("ping")
-        told = [one["payload"]["thread"].get("title") for one in two._unread if one["type"] == "thread.upsert"]
+        told = [one["payload"]["thread"].get("title") for one in two.unread if one["type"] == "thread.upsert"]
         assert told[-1] == found.title
 
 

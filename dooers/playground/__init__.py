@@ -48,7 +48,7 @@ _POLICY = {
 }
 # Of what a browser offers the page needs none but writing to the clipboard, which is what "Copy" does.
 _CLOSED = """
-    bluetooth camera clipboard-read display-capture fullscreen geolocation gyroscope hid microphone midi payment
+    camera clipboard-read display-capture fullscreen geolocation gyroscope hid microphone midi payment
     picture-in-picture publickey-credentials-get screen-wake-lock serial usb
 """
 
@@ -95,6 +95,7 @@ def about(config: WorkerConfig, authenticated: bool) -> Asset:
         "assistant_name": config.assistant_name,
         "version": VERSION,
         "max_frame_bytes": config.max_frame_bytes,
+        "max_data_url_bytes": config.max_data_url_bytes,
         "authenticated": authenticated,
     }
     return Asset.of(dumps(told).encode(), "application/json")

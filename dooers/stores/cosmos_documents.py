@@ -325,6 +325,9 @@ def list_runs(query: RunQuery, gone: list[str], version: int | None = None) -> Q
     if "thread_id" in query.equal:
         where.append("c.pk = @pk")
         values["pk"] = thread_partition(query.equal["thread_id"])
+    if query.before is not None:
+        where.append("(c.body.started_at < @at OR (c.body.started_at = @at AND c.body.id < @before))")
+        values.update(at=stamp(query.before[0]), before=query.before[1])
     if gone:
         where.append("NOT ARRAY_CONTAINS(@gone, c.body.thread_id)")
         values["gone"] = gone

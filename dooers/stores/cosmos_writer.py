@@ -247,7 +247,7 @@ class Writer:
             first = await self._container.read(event_name(events[0].id), document["pk"])
             if first is None or first.get("mark") != mark or first["body"]["seq"] > thread.last_seq:
                 return None
-            last_seq = first["body"]["seq"] - 1
+            last_seq = first["body"]["seq"] - 1 - next(change.skips for change in changes if change.events)
         elif document["mark"] != mark and not has_ended(changes, await self._run(changes[0].during, known, thread.id)):
             return None
         numbered = _applied(changes, evolve(thread, last_seq=last_seq), created)

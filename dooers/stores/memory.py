@@ -118,6 +118,7 @@ class MemoryStore:
             self._forget(thread.id)
             return evolve(change, thread=thread)
         events: list[ThreadEvent] = []
+        thread = evolve(thread, last_seq=thread.last_seq + change.takes - len(change.events))
         for event in change.events:
             if event.id in self._thread_of_event:
                 raise StoreError(f"there is an event {event.id!r} already")
@@ -254,6 +255,8 @@ class _Reader:
         rows = _equal("runs", self._store._runs.values(), equal)
         if worker_id is not None:
             rows = [row for row in rows if self._store._threads[row.thread_id].worker_id == worker_id]
+        if query.before is not None:
+            rows = [row for row in rows if (row.started_at, row.id) < query.before]
         return _newest(rows, query.limit, query.oldest_first, lambda row: (row.started_at, row.id))
 
     async def seq_of(self, thread_id: str, event_id: str) -> int | None:

@@ -176,7 +176,7 @@ class PostgresStore:
             return [evolve(first, thread=thread)]
         if creates(first):
             created = created or (unsure and thread.created_at == first.thread.created_at)
-            events = numbered(first, thread.last_seq - len(first.events))
+            events = numbered(first, thread.last_seq - first.takes)
             return [evolve(first, thread=thread, events=events, created=created)]
         return as_stored(thread, changes)
 
@@ -214,7 +214,7 @@ class PostgresStore:
                 change,
                 thread=thread,
                 events=tuple(kept[event.id] for event in change.events),
-                created=creates(change) and kept[change.events[0].id].seq == 1,
+                created=creates(change) and kept[change.events[0].id].seq == 1 + change.skips,
             )
             for change in changes
         ]

@@ -131,6 +131,9 @@ class Statements:
         if "worker_id" in query.equal:
             where.append(f"thread_id IN (SELECT id FROM {self.threads} WHERE worker_id = :worker_id)")
             values["worker_id"] = query.equal["worker_id"]
+        if query.before is not None:
+            where.append("(started_at, id) < (:before_at, :before_id)")
+            values.update(before_at=self.at(query.before[0]), before_id=query.before[1])
         way = "ASC" if query.oldest_first else "DESC"
         return (
             f"SELECT {RUN_COLUMNS} FROM {self.runs}{_and(where)} ORDER BY started_at {way}, id {way} LIMIT :limit",
@@ -212,7 +215,7 @@ class SqliteStatements(Statements):
 
     def append(self, change: Change) -> Statement:
         """Take numbers for the change's events, opening the thread where the change may. Returns the thread, or no row."""
-        scope, count = scope_values(change.guard), len(change.events)
+        scope, count = scope_values(change.guard), change.takes
         at = stamp(change.events[-1].created_at if change.events else change.thread.updated_at)
         if change.opens:
             times = {"last_event_at": at, "updated_at": at} if change.events else {}
@@ -253,7 +256,12 @@ def _named(columns: str) -> str:
     return ", ".join(f":{name.strip()}" for name in columns.split(","))
 
 
-_PATCH: dict[str, Any] = {"title": lambda value: value, "metadata": maybe_json, "updated_at": stamp}
+_PATCH: dict[str, Any] = {
+    "title": lambda value: value,
+    "metadata": maybe_json,
+    "updated_at": stamp,
+    "last_event_at": stamp,
+}
 
 
 _EVENT_TESTS = {

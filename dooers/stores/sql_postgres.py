@@ -15,7 +15,7 @@ from attrs import evolve
 
 from dooers.access import visible
 from dooers.codec import dumps, plain_parts, plain_user
-from dooers.models import Change, Run, ThreadEvent
+from dooers.models import Change, Run
 from dooers.stores.rows import EVENT_COLUMNS, RUN_COLUMNS, THREAD_COLUMNS, maybe_json, run_row, thread_row
 from dooers.stores.sql import Statement, Statements, in_scope, scope_values
 from dooers.turn import begins, ends
@@ -43,7 +43,12 @@ _RUN = (
     "id TEXT, thread_id TEXT, agent_id TEXT, status TEXT, started_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, error TEXT, "
     "process_id TEXT"
 )
-_PATCH: dict[str, Callable[[Any], Any]] = {"title": lambda v: v, "metadata": maybe_json, "updated_at": lambda v: v}
+_PATCH: dict[str, Callable[[Any], Any]] = {
+    "title": lambda v: v,
+    "metadata": maybe_json,
+    "updated_at": lambda v: v,
+    "last_event_at": lambda v: v,
+}
 
 
 def creates(change: Change) -> bool:
@@ -129,23 +134,23 @@ class PostgresStatements(Statements):
             values["repeat_key"] = first.repeat_key
         if first.removes:
             return self._text(("remove", first.repeat_key is not None, expression)), values
-        events = [event for change in changes for event in change.events]
+        count = sum(change.takes for change in changes)
         runs = _folded(run for change in changes for run in change.runs)
         sets = _sets(changes)
         values |= sets
-        if events:
-            values |= {"count": len(events), "events": dumps(list(_event_rows(events, first.repeat_key)))}
+        if count:
+            values |= {"count": count, "events": dumps(list(_event_rows(changes, first.repeat_key)))}
         if runs:
             values["runs"] = dumps([run_row(run, self.at) for run in runs])
         how = "open" if creates(first) else "append"
         if how == "open":
-            values = {**thread_row(first.thread, self.at), **values, "last_seq": len(events), "count": len(events)}
+            values = {**thread_row(first.thread, self.at), **values, "last_seq": first.takes, "count": first.takes}
         else:
             values["made_at"] = _made_at(first)
         during = how == "append" and first.during is not None
         if during:
             values |= {"during": first.during, "unknown": "running" if begins(first) else ""}
-        key = (how, first.repeat_key is not None, expression, tuple(sorted(sets)), bool(events), bool(runs), during)
+        key = (how, first.repeat_key is not None, expression, tuple(sorted(sets)), bool(count), bool(runs), during)
         return self._text(key), values
 
     def _text(self, key: tuple[Any, ...]) -> str:
@@ -232,25 +237,30 @@ class PostgresStatements(Statements):
         )
 
 
-def _event_rows(events: Sequence[ThreadEvent], repeat_key: str | None) -> Iterator[dict[str, Any]]:
-    for n, event in enumerate(events, 1):
-        yield {
-            "n": n,
-            "id": event.id,
-            "turn_seq": event.turn_seq,
-            "type": event.type,
-            "actor": event.actor,
-            "author": event.author,
-            "user_id": event.user_id,
-            "sender": None if event.user is None else plain_user(event.user),
-            "content": plain_parts(event.content),
-            "data": event.data,
-            "run_id": event.run_id,
-            "client_event_id": event.client_event_id,
-            "notice": int(event.notice),
-            "created_at": event.created_at,
-            "repeat_key": repeat_key if n == 1 else None,
-        }
+def _event_rows(changes: Sequence[Change], repeat_key: str | None) -> Iterator[dict[str, Any]]:
+    n = 0
+    for change in changes:
+        n += change.takes - len(change.events)
+        for event in change.events:
+            n += 1
+            yield {
+                "n": n,
+                "id": event.id,
+                "turn_seq": event.turn_seq,
+                "type": event.type,
+                "actor": event.actor,
+                "author": event.author,
+                "user_id": event.user_id,
+                "sender": None if event.user is None else plain_user(event.user),
+                "content": plain_parts(event.content),
+                "data": event.data,
+                "run_id": event.run_id,
+                "client_event_id": event.client_event_id,
+                "notice": int(event.notice),
+                "created_at": event.created_at,
+                "repeat_key": repeat_key,
+            }
+            repeat_key = None  # the first event carries it
 
 
 def _sets(changes: Sequence[Change]) -> dict[str, Any]:

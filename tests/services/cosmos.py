@@ -6,9 +6,7 @@ drop it again. Without them the npm package in package.json is installed beside 
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -21,6 +19,7 @@ from attrs import evolve, frozen
 
 from dooers import WorkerConfig
 from dooers.stores.cosmos import CosmosStore
+from services import npm
 
 __all__ = ["Service", "database", "running", "service"]
 
@@ -46,7 +45,7 @@ def service() -> Iterator[Service]:
     if url:
         yield Service(url, key, keeps=True)
         return
-    _install()
+    npm.install("the Cosmos DB emulator")
     process = subprocess.Popen(
         ["node", str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -89,20 +88,3 @@ async def running(config: WorkerConfig, **changed: Any) -> AsyncIterator[CosmosS
         yield store
     finally:
         await store.close()
-
-
-def _install() -> None:
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            pytest.skip(f"the Cosmos DB emulator needs {program} (Node 20), which is not installed")
-    modules, lock = HERE / "node_modules", HERE / "package-lock.json"
-    done = modules / ".installed"
-    with lock.open() as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)  # several test runs may begin at once
-        if done.is_file() and done.read_text() == lock.read_text():
-            return
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(HERE)]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode != 0:
-            pytest.skip(f"the Cosmos DB emulator could not be installed by npm: {made.stderr.strip()[-300:]}")
-        done.write_text(lock.read_text())

@@ -224,7 +224,7 @@ class Told:
 def a_client(url: str, user_id: str) -> Client:
     """A connection of somebody, to be entered."""
     place = f"ws://{url}/ws"
-    return Client(place, organization_id="org-1", workspace_id="ws-1", user_id=user_id, deltas=True, within=WITHIN)
+    return Client(place, organization_id="org-1", workspace_id="ws-1", user_id=user_id, within=WITHIN, retry_for=0)
 
 
 WORDS = [("echo", 1), ("bare", 1), ("steps", 4), ("tools", 2), ("stream", 25), ("title", 1), ("fail", 1)]

@@ -71,7 +71,7 @@ class Hosted:
 
     def client(self, **more: Any) -> Client:
         who: dict[str, Any] = {"organization_id": "org-1", "workspace_id": "ws-1", "user_id": "user-1"}
-        return Client(self.url, **who, deltas=True, within=WITHIN, **more)
+        return Client(self.url, **who, within=WITHIN, retry_for=0, **more)
 
     async def say(self, client: Client, text: str, thread_id: str | None = None, until: str = "") -> str:
         """Say something; returns when it is acknowledged and its answer has come as far as `until`. The thread."""

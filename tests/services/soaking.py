@@ -216,7 +216,9 @@ class Crowd:
 
     async def _visit(self, chance: random.Random, user_id: str, until: float) -> None:
         leave = min(until, time.monotonic() + chance.expovariate(1 / self.stay))
-        client = Client(f"ws://{self.address}/ws", user_id=user_id, deltas=chance.random() < 0.8, within=WITHIN)
+        client = Client(
+            f"ws://{self.address}/ws", user_id=user_id, deltas=chance.random() < 0.8, within=WITHIN, retry_for=0
+        )
         async with client:
             self.done["visits"] += 1
             person = Person(client, chance)
@@ -230,7 +232,7 @@ class Crowd:
             finally:
                 self.done["turns"] += person.turns
                 if chance.random() < 0.3:  # no good-bye: the network is gone
-                    client._socket.transport.abort()
+                    client._line.abort()
 
 
 async def watched(server: Served, crowd: Crowd, seconds: float, every: float) -> AsyncIterator[Vitals]:

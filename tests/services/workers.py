@@ -60,7 +60,9 @@ class Node:
         return self.log.read_text()
 
     def client(self, **more: Any) -> Client:
-        return Client(self.url, organization_id="org-1", workspace_id="ws-1", user_id="user-1", within=WITHIN, **more)
+        usual = {"organization_id": "org-1", "workspace_id": "ws-1", "user_id": "user-1", "within": WITHIN}
+        # Who comes back, and how, is what the tests are about.
+        return Client(self.url, **{"deltas": False, "retry_for": 0, **usual, **more})
 
     def kill(self) -> None:
         """As when the machine is gone: no last word."""

@@ -588,6 +588,34 @@ class StoreContract:
         stored = await store.apply(Change(thread=thread, events=(an_event(thread),)))
         assert stored.events[0].seq == 4
 
+    async def test_numbers_may_be_left_out_before_events_so_that_imported_ones_keep_theirs(self, store: Store) -> None:
+        thread = a_thread()
+        texts = {3: "a", 4: "b", 9: "c", 10: "d", 12: "e"}
+        made = {seq: an_event(thread, text, turn_seq=3 if seq == 9 else 0) for seq, text in texts.items()}
+        first = await store.apply(Change(thread=thread, opens=True, events=(made[3], made[4]), skips=2))
+        assert (first.created, first.thread.last_seq, seqs(first.events)) == (True, 4, [3, 4])
+        # Side by side, so that a store which writes several at once does it here.
+        second, third, fourth = await asyncio.gather(
+            store.apply(Change(thread=thread, events=(made[9], made[10]), skips=4)),
+            store.apply(Change(thread=thread, patch={"title": "t"}, skips=7)),
+            store.apply(Change(thread=thread, events=(made[12],), skips=1)),
+        )
+        assert (seqs(second.events), seqs(fourth.events)) == ([9, 10], [12])
+        assert (second.thread.last_seq, third.thread.last_seq, fourth.thread.last_seq) == (10, 10, 12)
+        kept = await store.events(EventQuery(thread_id=thread.id))
+        assert {event.seq: event.text for event in kept} == texts
+        assert [event.turn_seq for event in kept] == [3, 4, 3, 10, 12]
+        assert await store.thread(thread.id) == fourth.thread
+
+    async def test_a_threads_times_may_be_set_beside_its_last_event(self, store: Store) -> None:
+        thread = a_thread()
+        times: dict[str, Any] = {"updated_at": later(20), "last_event_at": later(10)}
+        stored = await store.apply(Change(thread=thread, opens=True, events=(an_event(thread),), patch=times))
+        assert stored.thread == evolve(thread, last_seq=1, **times)
+        times = {"updated_at": later(40), "last_event_at": later(30)}
+        await store.apply(Change(thread=thread, patch=times))
+        assert await store.thread(thread.id) == evolve(thread, last_seq=1, **times)
+
     async def test_a_removed_events_repeat_key_is_forgotten(self, store: Store) -> None:
         thread = await opened(store)
         first = await store.apply(Change(thread=thread, events=(an_event(thread),), repeat_key="k"))
@@ -642,6 +670,18 @@ class StoreContract:
         ]
         assert await store.runs(RunQuery(equal={"id": last.id, "worker_id": "worker-1"})) == []
         assert await store.run("no such run") is None
+
+    async def test_pages_of_runs_of_one_instant_skip_and_repeat_nothing(self, store: Store) -> None:
+        here, there = await opened(store), await opened(store)
+        runs = [a_run(here, at=later(number // 3)) for number in range(7)]
+        await store.apply(Change(thread=here, runs=tuple(runs)))
+        await store.apply(Change(thread=there, runs=(a_run(there),)))
+        found: list[Run] = []
+        query = RunQuery(equal={"thread_id": here.id}, limit=2)
+        while page := await store.runs(query):
+            found += page
+            query = evolve(query, before=(page[-1].started_at, page[-1].id))
+        assert found == sorted(runs, key=lambda run: (run.started_at, run.id), reverse=True)
 
     # ------------------------------------------------------------ reading events
 

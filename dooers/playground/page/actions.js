@@ -1,13 +1,17 @@
 // What people do. Each function changes the state, asks the worker, and says what came of it.
 
 import { Link, Lost, Refused } from "./link.js";
-import { empty, forget, isBusy, newListing, newTalk, seenFrame, take, takeOlder, takeSnapshot, takeThreads } from "./model.js";
+import { empty, fieldOf, forget, isBusy, newListing, newTalk, seenFrame, take, takeOlder, takeSnapshot, takeThreads } from "./model.js";
 import { changed, state } from "./store.js";
 
 const PAGE = 50;
 // Threads that are followed beside the open one, so that going back to them is instant.
 const FOLLOWED = 10;
 const SPOKEN = 6000;
+// Who was connected as lately, for the identity panel.
+const LATELY = 6;
+// Likes and dislikes that a reload does not forget: the worker takes them, and does not give them back.
+const REMEMBERED = 500;
 
 let link;
 let notes = 0;
@@ -17,6 +21,7 @@ export function begin(config, url) {
   state.config = config;
   state.identity = recall("identity") ?? newIdentity();
   state.unsent = recall("unsent") ?? [];
+  state.opinions = new Map(recall("opinions") ?? []);
   state.open = named();
   link = new Link(url, hello, {
     status,
@@ -58,10 +63,29 @@ export function become(identity) {
   Object.assign(state, empty(), { identity });
   keep("identity", identity);
   keep("unsent", []);
+  keep("opinions", []);
   address(null);
   link.open();
   changed();
 }
+
+/** Who was connected as lately, newest first, without their tokens. */
+export function recentIdentities() {
+  const known = read("localStorage", "recent");
+  if (!Array.isArray(known)) return [];
+  const isText = (value) => typeof value === "string";
+  return known.filter((one) => one !== null && Object.keys(newIdentity()).every((key) => isText(one[key]))).slice(0, LATELY);
+}
+
+function remember(identity) {
+  const bare = { ...identity, auth_token: "" };
+  const others = recentIdentities().filter((one) => !sameIdentity(one, bare));
+  write("localStorage", "recent", [bare, ...others].slice(0, LATELY));
+}
+
+/** Whether two are the same person, whatever proves it. */
+export const sameIdentity = (one, other) =>
+  Object.keys(newIdentity()).every((key) => key === "auth_token" || one[key] === other[key]);
 
 /** Try again at once. */
 export const retryConnection = () => (link.closed ? link.open() : link.hurry());
@@ -85,7 +109,9 @@ async function connected() {
   for (const id of state.talks.keys()) if (id !== state.open) state.talks.delete(id);
   state.threads = new Map([...state.threads].filter(([id]) => id === state.open));
   state.listing = newListing(state.listing.query);
-  state.settings = { ...empty().settings, drafts: state.settings.drafts, errors: state.settings.errors };
+  // What the form shows stays until the new snapshot is here: nothing jumps, and nobody loses the field they are in.
+  Object.assign(state.settings, { state: "loading", saving: new Map() });
+  remember(state.identity);
   await Promise.all([loadThreads(), follow(state.open), subscribe("settings"), subscribe("analytics")]);
   for (const message of state.unsent.filter((one) => one.state === "waiting")) await post(message);
 }
@@ -95,7 +121,7 @@ async function subscribe(what) {
     await link.ask(`${what}.subscribe`, { worker_id: state.config.worker_id });
     state[what].state = "ready";
   } catch (error) {
-    if (error instanceof Refused) Object.assign(state[what], { state: "refused", why: error.message });
+    if (error instanceof Refused) Object.assign(state[what], { state: "refused", why: error.message, code: error.code });
   }
   changed();
 }
@@ -105,7 +131,12 @@ function arrived({ type, payload }) {
     keep("unsent", state.unsent);
     // The thread that our first message has opened is the one that is looked at.
     const mine = payload.events.find((event) => beginning.delete(event.client_event_id));
-    if (mine !== undefined && state.open === null) look(payload.thread_id);
+    if (mine === undefined) return;
+    if (state.open === null) look(payload.thread_id);
+    for (const message of state.unsent.filter((one) => one.thread === null && one.state === "waiting")) {
+      message.thread = payload.thread_id; // was said in the same conversation, before it had an id
+      post(message);
+    }
   }
   if (type === "thread.deleted" && named() === payload.thread_id) {
     address(null);
@@ -190,7 +221,9 @@ export async function loadOlder(id) {
   if (talk === undefined || talk.loading || !talk.older) return;
   talk.loading = true;
   try {
-    takeOlder(state, id, await link.ask("event.list", { thread_id: id, before_event_id: talk.events[0].id, limit: 100 }));
+    const page = await link.ask("event.list", { thread_id: id, before_event_id: talk.events[0].id, limit: 100 });
+    // Read anew in between, the talk begins elsewhere.
+    if (state.talks.get(id) === talk) takeOlder(state, id, page);
   } catch (error) {
     tell(error);
   }
@@ -203,8 +236,9 @@ export const remove = (id) => ask("thread.delete", { thread_id: id });
 
 // ---------------------------------------------------------------- messages
 
-// Keys of messages that open a thread, until it is there.
+// Keys of messages that open a thread, until it is there, and of those that are on their way.
 const beginning = new Set();
+const posting = new Set();
 
 /** Say something where we are: content parts as on the wire. It is kept until the worker has it, and said once. */
 export function send(content) {
@@ -216,6 +250,10 @@ export function send(content) {
 }
 
 async function post(message) {
+  // What is said before a conversation has begun waits for it, or each message would begin one.
+  const first = state.unsent.find((one) => one.thread === null && one.state === "waiting");
+  if (posting.has(message.key) || (message.thread === null && message !== first)) return;
+  posting.add(message.key);
   if (message.thread === null) beginning.add(message.key);
   const event = { type: "message", actor: "user", content: message.content };
   const where = message.thread === null ? {} : { thread_id: message.thread };
@@ -223,8 +261,9 @@ async function post(message) {
     await link.ask("event.create", { ...where, client_event_id: message.key, event });
     // It is taken off the list when it is seen; not before, and not if it never is.
   } catch (error) {
-    if (error instanceof Refused) await refused(message, error);
+    if (error instanceof Refused) refused(message, error);
   }
+  posting.delete(message.key);
   keep("unsent", state.unsent);
   changed();
 }
@@ -233,10 +272,14 @@ function refused(message, error) {
   if (error.code !== "RATE_LIMITED" && error.code !== "CLOSING") {
     Object.assign(message, { state: "refused", error: error.message });
     beginning.delete(message.key);
-    return undefined;
-  }
-  setTimeout(() => state.unsent.includes(message) && post(message), 1000 * (error.retryAfter ?? 1));
-  return undefined;
+    if (message.thread === null) next();
+  } else setTimeout(() => state.unsent.includes(message) && post(message), 1000 * (error.retryAfter ?? 1));
+}
+
+/** Begin the conversation with the next message that waits for it. */
+function next() {
+  const message = state.unsent.find((one) => one.thread === null && one.state === "waiting");
+  if (message !== undefined && link.ready) post(message);
 }
 
 /** Say a message that was refused again, or take it back. */
@@ -248,6 +291,8 @@ export function resend(message) {
 
 export function discard(message) {
   state.unsent = state.unsent.filter((one) => one !== message);
+  beginning.delete(message.key);
+  if (message.thread === null) next();
   keep("unsent", state.unsent);
   changed();
 }
@@ -260,28 +305,58 @@ export async function judge(eventId, feedback, reason) {
   const payload = { target_type: "event", target_id: eventId, feedback };
   const done = await ask("feedback", reason === "" ? payload : { ...payload, reason });
   if (!done) return;
-  state.opinions.set(eventId, feedback);
+  state.opinions = new Map([...state.opinions, [eventId, feedback]].slice(-REMEMBERED));
+  keep("opinions", [...state.opinions]);
   say("Thank you, the worker was told");
 }
 
 // ---------------------------------------------------------------- settings
 
-/** Set a field; a value that is refused stays in the form, with what is wrong with it. */
+/** Hold what is put into a field, whatever comes from elsewhere, until it is saved or undone. */
+export function draft(fieldId, value) {
+  const { drafts, fields } = state.settings;
+  const before = drafts.get(fieldId);
+  const base = before === undefined ? fieldOf(fields, fieldId)?.value : before.base;
+  drafts.set(fieldId, { value, base, sent: before?.sent, tried: false });
+  changed();
+}
+
+/** Forget a draft: the field shows what the worker has. */
+export function undo(fieldId) {
+  state.settings.drafts.delete(fieldId);
+  state.settings.errors.delete(fieldId);
+  changed();
+}
+
+/** Set a field to what its draft means; what is refused stays in the form, with what is wrong with it. */
 export async function patch(fieldId, value) {
   const { settings } = state;
-  settings.drafts.set(fieldId, value);
-  settings.saving.add(fieldId);
+  const draft = settings.drafts.get(fieldId);
+  Object.assign(draft, { sent: value, tried: true });
+  settings.saving.set(fieldId, draft);
+  settings.saved.delete(fieldId);
   changed();
   try {
     await link.ask("settings.patch", { field_id: fieldId, value });
     settings.errors.delete(fieldId);
-    if (settings.drafts.get(fieldId) === value) settings.drafts.delete(fieldId);
+    const later = settings.drafts.get(fieldId);
+    if (later === draft) settings.drafts.delete(fieldId);
+    else if (later !== undefined) later.base = fieldOf(state.settings.fields, fieldId)?.value;
+    settings.saved.add(fieldId);
   } catch (error) {
-    settings.errors.set(fieldId, error.message);
+    // Undone meanwhile, or typed on: the answer is to what is no longer there.
+    if (settings.drafts.get(fieldId) === draft)
+      settings.errors.set(fieldId, faultOf(error));
   }
-  settings.saving.delete(fieldId);
+  if (settings.saving.get(fieldId) === draft) settings.saving.delete(fieldId);
   changed();
 }
+
+/** What is wrong with a draft, and whether that may pass by itself. */
+const faultOf = (error) =>
+  error instanceof Lost
+    ? { message: "Not saved: there is no connection", passing: true }
+    : { message: error.message, passing: ["RATE_LIMITED", "CLOSING", "SERVER_ERROR"].includes(error.code) };
 
 // ---------------------------------------------------------------- words
 
@@ -315,7 +390,13 @@ export function say(text, kind = "good") {
 }
 
 // The address says which thread is looked at, so that a reload and the back button find it.
-const named = () => decodeURIComponent(location.hash.match(/^#\/(.+)$/)?.[1] ?? "") || null;
+function named() {
+  try {
+    return decodeURIComponent(location.hash.match(/^#\/(.+)$/)?.[1] ?? "") || null;
+  } catch {
+    return null; // no address of ours
+  }
+}
 
 function address(id) {
   if (id === named()) return;
@@ -325,18 +406,23 @@ function address(id) {
 
 // A window remembers for itself, and what it chose last is where a new one begins.
 function keep(name, value) {
-  const text = JSON.stringify(value);
+  write("sessionStorage", name, value);
+  if (name === "identity") write("localStorage", name, { ...value, auth_token: "" });
+}
+
+const recall = (name) => read("sessionStorage", name) ?? read("localStorage", name);
+
+function write(storage, name, value) {
   try {
-    sessionStorage.setItem(`dooers.${name}`, text);
-    if (name === "identity") localStorage.setItem(`dooers.${name}`, JSON.stringify({ ...value, auth_token: "" }));
+    globalThis[storage].setItem(`dooers.${name}`, JSON.stringify(value));
   } catch {
     // No room, for a picture that is not sent yet, or storage is switched off: a reload forgets it then.
   }
 }
 
-function recall(name) {
+function read(storage, name) {
   try {
-    return JSON.parse(sessionStorage.getItem(`dooers.${name}`) ?? localStorage.getItem(`dooers.${name}`) ?? "null");
+    return JSON.parse(globalThis[storage].getItem(`dooers.${name}`));
   } catch {
     return null;
   }

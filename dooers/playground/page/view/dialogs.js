@@ -57,7 +57,8 @@ const field = (label, name, value, help = "") => html`<label class="field">
 </label>`;
 
 function show(element) {
-  if (element !== undefined && !element.open) element.showModal();
+  // It is made before it is put into the page, and only there it may be shown.
+  queueMicrotask(() => element?.isConnected && !element.open && element.showModal());
 }
 
 function submit(event, kind, dialog) {

@@ -1,0 +1,73 @@
+// A tool's work as a card that unfolds: what it was asked, and what it gave back.
+
+import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { copy } from "./copy.js";
+import { icon } from "./icons.js";
+import { fold, isOpen } from "./unfolded.js";
+
+// More than this is cut until somebody asks for all of it.
+const LONGEST = 4000;
+const HINT = 80;
+
+export function tool(item) {
+  const { event, result, running } = item;
+  const { name = "tool", display_name: shown, args } = { ...result?.data, ...event.data };
+  const gave = event.type === "tool.call" ? result?.data : event.data;
+  const open = isOpen(item.key);
+  return html`<div class="tool-card">
+    <details ?open=${open} @toggle=${({ target }) => fold(item.key, target.open)}>
+      <summary>
+        ${icon("tool")}
+        <span class="tool-name">${shown || name}</span>
+        <span class="tool-hint">${open ? nothing : hint(args)}</span>
+        ${state(gave, running)}
+      </summary>
+      ${open ? body(item, { name, shown, args, gave }) : nothing}
+    </details>
+  </div>`;
+}
+
+function state(gave, running) {
+  if (gave !== undefined) return html`<span class="tool-state done">Done</span>`;
+  if (running) return html`<span class="tool-state running"><i class="spinner" aria-hidden="true"></i>Running</span>`;
+  return html`<span class="tool-state">No result</span>`;
+}
+
+function body({ key, running }, { name, shown, args, gave }) {
+  return html`<div class="tool-body">
+    ${shown && shown !== name ? html`<p class="small">Tool <code>${name}</code></p>` : nothing}
+    ${args === undefined ? nothing : value("Arguments", `${key} args`, args)}
+    ${gave !== undefined
+      ? value("Result", `${key} result`, gave.result)
+      : html`<p class="small">${running ? "Waiting for its result…" : "It ended without a result."}</p>`}
+  </div>`;
+}
+
+function value(label, key, data) {
+  const text = pretty(data);
+  const cut = text.length > LONGEST && !isOpen(key);
+  return html`<section class="code" aria-label=${label}>
+    <div class="code-bar">
+      <span>${label}</span>
+      <button type="button" class="quiet" aria-label="Copy ${label.toLowerCase()}" @click=${() => copy(text)}>Copy</button>
+    </div>
+    <pre tabindex="0" role="group" aria-label=${label}><code>${cut ? `${text.slice(0, LONGEST)}…` : text}</code></pre>
+    ${text.length <= LONGEST
+      ? nothing
+      : html`<button type="button" class="quiet more" @click=${() => fold(key, cut)}>
+          ${cut ? `Show all ${text.length.toLocaleString()} characters` : "Show less"}
+        </button>`}
+  </section>`;
+}
+
+const pretty = (data) => (typeof data === "string" ? data : (JSON.stringify(data, null, 2) ?? "null"));
+
+/** What it was asked, in a line: enough to tell two calls apart. */
+function hint(args) {
+  if (args === undefined || args === null || typeof args !== "object") return "";
+  const text = Object.values(args)
+    .slice(0, 4)
+    .map((one) => (typeof one === "string" ? one.slice(0, HINT) : typeof one === "object" ? "…" : String(one)))
+    .join(", ");
+  return text.length > HINT ? `${text.slice(0, HINT)}…` : text;
+}
