@@ -1,7 +1,7 @@
 """Anthropic's message streams as what a handler yields.
 
 ```python
-answer = anthropic.answer(send, client.messages.stream(model="claude-sonnet-4-5", max_tokens=1000, messages=messages))
+answer = anthropic.answer(send, client.messages.stream(model="claude-sonnet-5-5", max_tokens=1000, messages=messages))
 async for event in answer:
     yield event
 ```

@@ -1,7 +1,7 @@
 """Google's streams as what a handler yields: Gemini, by its own API or by Vertex AI, through google-genai.
 
 ```python
-stream = await client.aio.models.generate_content_stream(model="gemini-2.5-flash", contents=contents)
+stream = await client.aio.models.generate_content_stream(model="gemini-3.8-flash", contents=contents)
 answer = google.answer(send, stream)
 async for event in answer:
     yield event

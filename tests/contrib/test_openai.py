@@ -103,7 +103,11 @@ async def test_calls_side_by_side_are_put_together_from_their_pieces(asking: Ask
                     "type": "function",
                     "function": {"name": "weather", "arguments": '{"city": "São Paulo"}'},
                 },
-                {"id": "call_b", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Lisbon"}'}},
+                {
+                    "id": "call_b",
+                    "type": "function",
+                    "function": {"name": "weather", "arguments": '{"city": "Lisbon"}'},
+                },
             ],
         }
     ]
