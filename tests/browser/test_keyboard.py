@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from playwright.async_api import Locator, expect
+
 from browser.stage import Pieces, Stage
 from browser.window import Window
-from playwright.async_api import Locator, expect
 
 
 async def tab_to(window: Window, target: Locator, most: int = 40) -> None:

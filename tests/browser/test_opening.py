@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from browser.window import Window
 from playwright.async_api import expect
+
+from browser.window import Window
 
 
 async def test_it_connects_and_waits_for_the_first_message(window: Window) -> None:
