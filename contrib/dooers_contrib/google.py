@@ -61,7 +61,7 @@ async def _read(it: Answer, stream: Any) -> AsyncGenerator[str, None]:
 
 
 def _call(call: Any) -> ToolCall:
-    if call.partial_args or call.will_continue:
+    if getattr(call, "partial_args", None) or getattr(call, "will_continue", None):  # unknown to older versions
         raise AnswerError("arguments in pieces are not read here: leave stream_function_call_arguments off")
     return ToolCall(call.id or uuid4().hex, call.name or "", call.args or {})
 

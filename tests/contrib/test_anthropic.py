@@ -32,6 +32,12 @@ class Asking:
         self.answer: Any = None
         self.messages: list[Any] = [{"role": "user", "content": "Well?"}]
 
+    @property
+    def open_connections(self) -> int:
+        """How many the library holds."""
+        transport: Any = self.client._client._transport
+        return len(transport._pool.connections)
+
     async def __call__(self, send: WorkerSend) -> AsyncIterator[WorkerEvent]:
         stream = self.client.messages.stream(model="claude-test", max_tokens=100, messages=self.messages)
         self.answer = anthropic.answer(send, stream)
@@ -219,6 +225,7 @@ async def test_a_turn_that_is_stopped_lets_go_of_the_vendor(asking: Asking, spok
                 await asyncio.sleep(0.002)
         assert await worker.cancel(thread_id=stream.thread_id) == 1
         assert stream.status == "canceled"
+        assert asking.open_connections == 0
         asking.vendor.replies = [Reply(stream_of("Hello."))]
         again = await worker.dispatch(message="And now?", thread_id=stream.thread_id, **WHO)
         assert [event.data["text"] async for event in again if event.send_type == "text"] == ["Hello."]

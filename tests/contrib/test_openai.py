@@ -38,6 +38,12 @@ class Asking:
         self.client = AsyncOpenAI(api_key="sk-test", base_url=f"{vendor.url}/v1", max_retries=1)
         self.answer: Any = None
 
+    @property
+    def open_connections(self) -> int:
+        """How many the library holds."""
+        transport: Any = self.client._client._transport
+        return len(transport._pool.connections)
+
     async def chat(self, send: WorkerSend) -> AsyncIterator[WorkerEvent]:
         stream = await self.client.chat.completions.create(model="gpt-test", messages=[], stream=True)
         self.answer = openai.answer(send, stream)
@@ -323,7 +329,7 @@ async def test_a_turn_that_is_stopped_lets_go_of_the_vendor(asking: Asking, spok
                 await asyncio.sleep(0.002)
         assert await worker.cancel(thread_id=stream.thread_id) == 1
         assert stream.status == "canceled"
-        # Nothing is left in the library's pool that would be used again.
+        assert asking.open_connections == 0
         asking.vendor.replies = [Reply(chat("Hello."))]
         again = await worker.dispatch(message="And now?", thread_id=stream.thread_id, **WHO)
         assert [event.data["text"] async for event in again if event.send_type == "text"] == ["Hello."]
