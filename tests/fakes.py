@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import uvicorn
+import wires
 from attrs import Factory, define, frozen
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 from websockets.asyncio.client import connect
@@ -116,7 +117,9 @@ class Vendors:
             routes=[
                 Route("/v1/chat/completions", self._answers(self._openai), methods=["POST"]),
                 Route("/v1/messages", self._answers(self._anthropic), methods=["POST"]),
+                Route("/v1/responses", self._answers(self._openai), methods=["POST"]),
                 Route("/{version}/models/{model}:generateContent", self._answers(self._google), methods=["POST"]),
+                Route("/{version}/models/{model}:streamGenerateContent", self._answers(self._google), methods=["POST"]),
                 Route("/v1/chat", self._answers(self._cohere), methods=["POST"]),
             ]
         )
@@ -125,8 +128,8 @@ class Vendors:
         async def endpoint(request: Request) -> Response:
             body = await request.json()
             self.requests.append(Arrived(request.url.path, dict(request.headers), body))
-            if body.get("stream"):
-                return StreamingResponse(self._openai_stream(body), media_type="text/event-stream")
+            if body.get("stream") or request.url.path.endswith(":streamGenerateContent"):
+                return Response(self._stream(request.url.path, body), media_type="text/event-stream")
             return JSONResponse(answer(body))
 
         return endpoint
@@ -136,12 +139,21 @@ class Vendors:
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return {"id": "c1", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice]}
 
-    async def _openai_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
-        common = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
-        for word in self.reply.split(" "):
-            choice = {"index": 0, "delta": {"content": word + " "}, "finish_reason": None}
-            yield f"data: {json.dumps({**common, 'choices': [choice]})}\n\n"
-        yield "data: [DONE]\n\n"
+    def _stream(self, path: str, body: dict[str, Any]) -> bytes:
+        words = [f"{word} " for word in self.reply.split(" ")]
+        match path.rpartition("/")[2]:
+            case "completions" if body.get("tools") and body["messages"][-1]["role"] == "user":
+                function = {"name": body["tools"][0]["function"]["name"], "arguments": '{"city": "Lisbon"}'}
+                return wires.chat(calls=[{"index": 0, "id": "call_1", "function": function}], finish="tool_calls")
+            case "completions":
+                return wires.chat(*words)
+            case "responses":
+                part = {"type": "output_text", "text": self.reply, "annotations": []}
+                return wires.response({"type": "message", "id": "m1", "role": "assistant", "content": [part]})
+            case "messages":
+                return wires.anthropic(self.reply)
+            case _:
+                return wires.gemini(*words)
 
     def _anthropic(self, body: dict[str, Any]) -> Any:
         return {

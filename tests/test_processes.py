@@ -785,16 +785,15 @@ async def test_the_end_of_a_run_is_made_up_for_however_many_came_after_it(worker
     gate = Gate()
     async with pair(worker_config, gate.handler) as workers, workers.clients() as (one, two):
         thread_id = await post(one, "go")
-        await watch(two, thread_id)
-        await gate.reached.wait()
-        first = (await until(two, lambda f: f["type"] == "run.upsert"))[-1]["payload"]["run"]
+        await one.expect("run.upsert")
+        (first,) = (await watch(two, thread_id))["runs"]
         workers.broker(workers.two).cut()
         gate.go.set()
         for _ in range(RUNS + 1):
             await post(one, "more", thread_id)
         await settle(workers.one)
         workers.broker(workers.two).mend()
-        await until(two, lambda f: f["type"] == "run.upsert" and f["payload"]["run"]["id"] == first["id"])
+        await until(two, lambda f: is_over(f) and f["payload"]["run"]["id"] == first["id"])
         await settle(workers.two)
         assert first["status"] == "running"
         assert "running" not in statuses(await quiet(two))

@@ -50,6 +50,8 @@ def programs(page: str) -> list[list[Block]]:
 PROGRAMS = [program for page in PAGES for program in programs(page)]
 
 
+# Where aiohttp is installed (the cosmos extra brings it), google-genai uses it, in a way that aiohttp warns of.
+@pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")
 @pytest.mark.parametrize("program", [pytest.param(program, id=program[0].place) for program in PROGRAMS])
 async def test_the_program_runs_and_its_worker_answers(
     program: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,11 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from browser.conftest import FLAGS  # noqa: E402
-from browser.stage import staged  # noqa: E402
-from browser.test_long_thread import answered, fill, question, read_back  # noqa: E402
-from browser.window import opened  # noqa: E402
-from playwright.async_api import async_playwright, expect  # noqa: E402
+from browser.conftest import FLAGS
+from browser.stage import staged
+from browser.test_long_thread import answered, fill, question, read_back
+from browser.window import opened
+from playwright.async_api import async_playwright, expect
 
 
 async def main(messages: int = 2000, words: int = 1000) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.async_api import Browser, async_playwright, expect
+
 from browser.stage import Stage, staged
 from browser.window import Window, opened
-from playwright.async_api import Browser, async_playwright, expect
 
 expect.set_options(timeout=15_000)  # two cores, shared with everything else
 

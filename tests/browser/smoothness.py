@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attrs import frozen
+
 from browser.window import Window
 
 __all__ = ["Smoothness", "measured", "watch"]

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.async_api import expect
+from services import npm
+
 from browser.conftest import Open
 from browser.stage import Stage, staged
 from browser.test_settings_form import SCHEMA
 from browser.window import WIDE, Window
-from playwright.async_api import expect
-from services import npm
 
 NARROW = {"width": 390, "height": 844}
 ANSWER = """# A heading
@@ -124,5 +125,5 @@ async def test_nothing_serious_is_found_anywhere(
 
 
 async def _fails(send: Any, **_: Any) -> AsyncIterator[Any]:
+    yield send.text("So far so good.")
     raise RuntimeError
-    yield

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from browser.stage import Pieces, Stage
-from browser.window import Window
 from playwright.async_api import expect
 
+from browser.stage import Pieces, Stage
+from browser.window import Window
 from dooers import WorkerEvent
 
 PNG = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

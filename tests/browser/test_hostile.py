@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.async_api import expect
+
 from browser.conftest import Open
 from browser.stage import Pieces, Stage, staged
 from browser.window import Window
-from playwright.async_api import expect
-
 from dooers import WorkerEvent
 from dooers.schema import SettingsField, SettingsFieldGroup, SettingsFieldType, SettingsSchema, SettingsSelectOption
 
@@ -59,7 +59,7 @@ MARKDOWN = [
     "[![z](https://evil.example/z.png)](javascript:alert(1))",
     "```html\n<script>console.error('it ran')</script>\n```",
     "`<img src=x onerror=alert(1)>`",
-    "| <script>alert(1)</script> | [x](javascript:alert(1)) |\n|---|---|\n| <img src=x onerror=alert(1)> | ![t](https://evil.example/t.png) |",
+    "| <script>alert(1)</script> | [x](javascript:alert(1)) |\n|---|---|\n| <img src=x onerror=alert(1)> | ![t](//evil.example/t.png) |",
     "> <script>console.error('it ran')</script>",
     "[g](//evil.example/scheme-relative) [h](blob:https://evil.example/x) [i](filesystem:x) [j](file:///etc/passwd)",
     "```<img src=x onerror=console.error`it ran`>\ncode\n```",
@@ -84,6 +84,9 @@ async def harmless(window: Window) -> None:
         ].map((e) => e.outerHTML)"""
     )
     assert strange == []
+    # Nor does it push anything aside.
+    for part in await window.page.locator("nav, main, .log, .panel, .panel section").all():
+        assert await part.evaluate("part => part.scrollWidth - part.clientWidth") <= 1
     assert await window.page.evaluate("Object.keys(Object.prototype).length") == 0
     assert window.unexpected() == []
 
@@ -229,15 +232,15 @@ async def test_in_analytics_frames_and_identity(stage: Stage, window: Window) ->
 
 async def test_in_errors_and_the_assistants_name(tmp_path: Path, open_window: Open) -> None:
     async def fail(send: Any, **_: Any) -> AsyncIterator[WorkerEvent]:
+        yield send.text("So far so good.")
         raise RuntimeError(HOSTILE)
-        yield
 
     async with staged(tmp_path / "named.db", assistant_name=LINE, worker_id=LINE, expose_errors=True) as stage:
         stage.script = fail
         window = await open_window(stage.url)
         await expect(window.page).to_have_title(f"{LINE} · playground")
         await window.say("go")
-        await expect(window.log.get_by_role("article", name="Error")).to_contain_text("<script>")
+        await expect(window.log.get_by_role("article", name="Error", exact=True)).to_contain_text("<script>")
         await harmless(window)
         await window.shot("hostile-error")
         await window.page.close()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from playwright.async_api import expect
 
 from browser.conftest import Open
 from browser.stage import Stage, staged
 from browser.window import Window
-from playwright.async_api import expect
-
-from dooers import Identity
+from dooers import AuthRequest, Identity, WorkerServer
 
 
 async def become(window: Window, **fields: str) -> None:
@@ -60,12 +59,13 @@ async def test_private_threads_are_their_users_alone(tmp_path: Path, open_window
 
 
 async def test_a_worker_with_a_hook_believes_the_token_and_nothing_else(tmp_path: Path, open_window: Open) -> None:
-    def hook(worker: Any) -> None:
-        @worker.authenticate
-        async def authenticate(request: Any) -> Identity | None:
+    def hook(worker: WorkerServer) -> None:
+        async def authenticate(request: AuthRequest) -> Identity | None:
             if request.auth_token != "t0ken":
                 return None
             return Identity(organization_id="real", workspace_id="main", user_id="alice")
+
+        worker.authenticate(authenticate)
 
     async with staged(tmp_path / "hooked.db", hook) as stage:
         await stage.dispatch("theirs", organization_id="local", thread_title="Of the claimed")

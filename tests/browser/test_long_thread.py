@@ -9,10 +9,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from playwright.async_api import Locator, expect
+
 from browser.smoothness import Smoothness, measured, watch
 from browser.stage import Pieces, Stage
 from browser.window import Window
-from playwright.async_api import Locator, expect
 
 MESSAGES = 2000
 ANSWER = """Message **{n}** of many, with a [link](https://example.com/{n}), some `code` and a list:
@@ -53,13 +54,13 @@ def question(window: Window, n: int) -> Locator:
     return window.log.get_by_role("article", name="You").get_by_text(f"question {n}", exact=True)
 
 
-async def read_back(window: Window) -> Smoothness:
-    """Scroll from the newest message to the first."""
+async def read_back(window: Window, step: int = 3000) -> Smoothness:
+    """Scroll from the newest message to the first, by so many pixels a frame."""
     await window.log.hover()
     await watch(window)
     first = question(window, 0)
     for _ in range(4000):
-        await window.page.mouse.wheel(0, -3000)
+        await window.page.mouse.wheel(0, -step)
         await window.page.evaluate("() => new Promise(requestAnimationFrame)")
         if await first.count() and await window.log.evaluate("log => log.scrollTop < 1"):
             break
@@ -87,10 +88,10 @@ async def test_two_thousand_messages_are_read_back_and_answered(stage: Stage, wi
     await fill(stage)
     await window.thread("A long one").click()
     await expect(question(window, 999)).to_be_visible()
-    back = await read_back(window)
+    back = await read_back(window, 20_000)
     assert await window.log.get_by_role("article", name="You").count() == MESSAGES // 2
     await window.shot("long-thread")
-    typed = await answered(stage, window)
+    typed = await answered(stage, window, 150)
     print(f"\nreading back {MESSAGES} messages: {back}\nan answer at its end: {typed}")
     assert back.fps > 5
     assert max(back.tasks, default=0) < 2000

@@ -11,11 +11,12 @@ from signal import SIGKILL
 from typing import Any
 
 from attrs import define, field
-from browser.conftest import Open
-from browser.stage import Pieces, Stage
 from playwright.async_api import expect
 from services.redis import free_port
 from serving import dooers_run
+
+from browser.conftest import Open
+from browser.stage import Pieces, Stage
 
 # What Chromium writes into the console about a connection that is not there.
 GONE = ["WebSocket connection to", "Failed to load resource"]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.async_api import Locator, expect
+
 from browser.conftest import Open
 from browser.stage import Stage, staged
 from browser.window import Window
-from playwright.async_api import Locator, expect
-
 from dooers import WorkerEvent
 from dooers.schema import (
     SettingsField,

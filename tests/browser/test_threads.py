@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from playwright.async_api import expect
+
 from browser.stage import Stage
 from browser.window import Window
-from playwright.async_api import expect
 
 
 async def test_more_threads_than_a_page_are_loaded_as_one_scrolls(stage: Stage, window: Window) -> None:

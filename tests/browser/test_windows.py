@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from browser.conftest import Open
-from browser.stage import WHO, Pieces, Stage, staged
 from playwright.async_api import expect
 
+from browser.conftest import Open
+from browser.stage import WHO, Pieces, Stage, staged
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 
 SCHEMA = SettingsSchema([SettingsField("name", SettingsFieldType.TEXT, "Name", value="nobody")])

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -180,10 +180,8 @@ async def opened(
     try:
         yield await another(made, url, connects)
     finally:
-        try:
+        with suppress(Error):  # the browser is gone, and the test says why
             await made.close()
-        except Error:  # the browser is gone, and the test says why
-            pass
 
 
 async def another(context: BrowserContext, url: str, connects: bool = True) -> Window:

@@ -1,6 +1,7 @@
 // What people do. Each function changes the state, asks the worker, and says what came of it.
 
 import { Link, Lost, Refused } from "./link.js";
+import { address, keep, named, recallIdentity, recallList, remember } from "./memory.js";
 import { empty, fieldOf, forget, isBusy, newListing, newTalk, seenFrame, take, takeOlder, takeSnapshot, takeThreads } from "./model.js";
 import { changed, state } from "./store.js";
 
@@ -8,8 +9,6 @@ const PAGE = 50;
 // Threads that are followed beside the open one, so that going back to them is instant.
 const FOLLOWED = 10;
 const SPOKEN = 6000;
-// Who was connected as lately, for the identity panel.
-const LATELY = 6;
 // Likes and dislikes that a reload does not forget: the worker takes them, and does not give them back.
 const REMEMBERED = 500;
 
@@ -19,9 +18,9 @@ let notes = 0;
 /** Begin: connect as whoever was remembered, and look at the thread that the address names. */
 export function begin(config, url) {
   state.config = config;
-  state.identity = recall("identity") ?? newIdentity();
-  state.unsent = recall("unsent") ?? [];
-  state.opinions = new Map(recall("opinions") ?? []);
+  state.identity = recallIdentity();
+  state.unsent = recallList("unsent");
+  state.opinions = new Map(recallList("opinions"));
   state.open = named();
   link = new Link(url, hello, {
     status,
@@ -38,15 +37,6 @@ export function begin(config, url) {
   addEventListener("hashchange", () => named() !== state.open && openThread(named()));
   link.open();
 }
-
-export const newIdentity = () => ({
-  organization_id: "local",
-  workspace_id: "local",
-  user_id: "local",
-  user_name: "",
-  user_role: "",
-  auth_token: "",
-});
 
 function hello() {
   const { auth_token: token, ...identity } = state.identity;
@@ -68,24 +58,6 @@ export function become(identity) {
   link.open();
   changed();
 }
-
-/** Who was connected as lately, newest first, without their tokens. */
-export function recentIdentities() {
-  const known = read("localStorage", "recent");
-  if (!Array.isArray(known)) return [];
-  const isText = (value) => typeof value === "string";
-  return known.filter((one) => one !== null && Object.keys(newIdentity()).every((key) => isText(one[key]))).slice(0, LATELY);
-}
-
-function remember(identity) {
-  const bare = { ...identity, auth_token: "" };
-  const others = recentIdentities().filter((one) => !sameIdentity(one, bare));
-  write("localStorage", "recent", [bare, ...others].slice(0, LATELY));
-}
-
-/** Whether two are the same person, whatever proves it. */
-export const sameIdentity = (one, other) =>
-  Object.keys(newIdentity()).every((key) => key === "auth_token" || one[key] === other[key]);
 
 /** Try again at once. */
 export const retryConnection = () => (link.closed ? link.open() : link.hurry());
@@ -387,43 +359,4 @@ export function say(text, kind = "good") {
     changed();
   }, SPOKEN);
   changed();
-}
-
-// The address says which thread is looked at, so that a reload and the back button find it.
-function named() {
-  try {
-    return decodeURIComponent(location.hash.match(/^#\/(.+)$/)?.[1] ?? "") || null;
-  } catch {
-    return null; // no address of ours
-  }
-}
-
-function address(id) {
-  if (id === named()) return;
-  const url = id === null ? location.pathname + location.search : `#/${encodeURIComponent(id)}`;
-  history.pushState(null, "", url);
-}
-
-// A window remembers for itself, and what it chose last is where a new one begins.
-function keep(name, value) {
-  write("sessionStorage", name, value);
-  if (name === "identity") write("localStorage", name, { ...value, auth_token: "" });
-}
-
-const recall = (name) => read("sessionStorage", name) ?? read("localStorage", name);
-
-function write(storage, name, value) {
-  try {
-    globalThis[storage].setItem(`dooers.${name}`, JSON.stringify(value));
-  } catch {
-    // No room, for a picture that is not sent yet, or storage is switched off: a reload forgets it then.
-  }
-}
-
-function read(storage, name) {
-  try {
-    return JSON.parse(globalThis[storage].getItem(`dooers.${name}`));
-  } catch {
-    return null;
-  }
 }

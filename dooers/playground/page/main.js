@@ -17,5 +17,7 @@ const socket = new URL("../ws", import.meta.url);
 socket.protocol = socket.protocol.replace("http", "ws");
 begin(config, socket.href);
 changed();
+// One comes here to write; where that would bring up a keyboard over half of the page, one may look first.
+if (matchMedia("(pointer: fine)").matches) requestAnimationFrame(() => document.querySelector("#message")?.focus());
 
 addEventListener("unhandledrejection", ({ reason }) => say(`The page made a mistake: ${reason?.message ?? reason}`, "bad"));

@@ -1,6 +1,6 @@
 // What is shown of a talk: its events in order, a tool's result beside its call, how each run ended. Plain data: no page.
 
-// Items are drawn chunk by chunk, and a chunk of which nothing changed is not looked into. What is far away is not laid out, chunk by chunk too.
+// Items are drawn chunk by chunk: one of which nothing changed is not looked into, and one that is far away is not laid out.
 const CHUNK = 16;
 
 const memos = new WeakMap(); // talk -> {events, runs, items, chunks}

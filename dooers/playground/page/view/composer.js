@@ -55,7 +55,9 @@ export function composer(state) {
       ${dragged ? html`<span class="small">Drop files to attach them</span>` : nothing}
       <span class="gap"></span>
       ${busy
-        ? html`<button type="button" class="icon stop" aria-label="Stop" aria-keyshortcuts="Escape" title="Stop (Esc)" @click=${stop}>${icon("stop")}</button>`
+        ? html`<button type="button" class="icon stop" aria-label="Stop" aria-keyshortcuts="Escape" title="Stop (Esc)" @click=${stop}>
+            ${icon("stop")}
+          </button>`
         : nothing}
       <button type="submit" class="icon primary" aria-label="Send" title="Send (Enter)" ?disabled=${isEmpty(text, parts) || reading > 0}>
         ${icon("send")}
@@ -161,7 +163,9 @@ const attachments = (parts) => html`<ul class="attached" aria-label="Attached">
     (one) => html`<li>
       ${one.type === "image" ? html`<img src=${one.url} alt="" />` : icon("file")}
       <span class="file-name">${nameOf(one)}<small>${readable(decodedLength(one.url))}</small></span>
-      <button type="button" class="icon small-icon" aria-label="Remove ${nameOf(one)}" title="Remove" @click=${() => detach(one)}>${icon("close")}</button>
+      <button type="button" class="icon small-icon" aria-label="Remove ${nameOf(one)}" title="Remove" @click=${() => detach(one)}>
+        ${icon("close")}
+      </button>
     </li>`,
   )}
 </ul>`;
@@ -181,7 +185,8 @@ async function attach(files) {
     const left = Math.min(room(thread), now.config.max_data_url_bytes ?? Infinity);
     // As base64 a file is a third longer.
     if (Math.ceil(file.size / 3) * 4 + file.name.length + ENVELOPE > left) {
-      say(`“${file.name}” is too big: ${readable(file.size)}, and there is room for ${readable(Math.max(0, Math.floor((left * 3) / 4)))}`, "bad");
+      const fits = readable(Math.max(0, Math.floor((left * 3) / 4)));
+      say(`“${file.name}” is too big: ${readable(file.size)}, and there is room for ${fits}`, "bad");
       continue;
     }
     reading += 1;

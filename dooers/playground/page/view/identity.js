@@ -1,6 +1,7 @@
 // Who one is. Another identity sees other threads: the quickest way to see isolation with one's own eyes.
 
-import { become, newIdentity, recentIdentities, sameIdentity } from "../actions.js";
+import { become } from "../actions.js";
+import { newIdentity, recentIdentities, sameIdentity } from "../memory.js";
 import { changed } from "../store.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 

@@ -1,5 +1,5 @@
-// Markdown as it grows: cut into its top-level blocks, of which only those that changed are made anew. Two walls stand between a text and the
-// page: raw HTML in it is shown as text, and what comes out goes through DOMPurify with a short list of what may be there.
+// Markdown as it grows: cut into its top-level blocks, of which only those that changed are made anew. Two walls stand between a
+// text and the page: raw HTML in it is shown as text, and what comes out goes through DOMPurify with a short list of what may be there.
 
 import { changed } from "../store.js";
 import DOMPurify from "../vendor/dompurify/purify.es.mjs";
@@ -117,8 +117,8 @@ export const markdown = directive(
   },
 );
 
-// A page of history is a hundred texts at once, of which few are in sight: the newest ones, which were asked for last. They are made before
-// the page is painted, and the others when there is time.
+// A page of history is a hundred texts at once, of which few are in sight: the newest ones, which were asked for last. They are made
+// before the page is painted, and the others when there is time.
 const queue = [];
 const AT_ONCE = 20; // milliseconds
 const IN_BETWEEN = 8;

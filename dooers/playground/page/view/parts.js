@@ -41,7 +41,10 @@ function image({ url = "", alt, width, height }, key) {
       referrerpolicy="no-referrer"
       @error=${({ target }) => target.closest("figure").classList.add("broken")}
     />
-    <figcaption class="small">This image could not be shown. ${link === null ? nothing : html`<a href=${link} target="_blank" rel="noopener noreferrer">${hostOf(url)}</a>`}</figcaption>
+    <figcaption class="small">
+      This image could not be shown.
+      ${link === null ? nothing : html`<a href=${link} target="_blank" rel="noopener noreferrer">${hostOf(url)}</a>`}
+    </figcaption>
   </figure>`;
 }
 

@@ -49,7 +49,9 @@ function list(state) {
     )}
     ${shown.length === 0 ? none(listing, link) : nothing}
     ${listing.loaded && listing.cursor !== null
-      ? html`<p class="above"><button type="button" ?disabled=${listing.loading} @click=${loadThreads}>${listing.loading ? "Loading…" : "Load more"}</button></p>`
+      ? html`<p class="above">
+          <button type="button" ?disabled=${listing.loading} @click=${loadThreads}>${listing.loading ? "Loading…" : "Load more"}</button>
+        </p>`
       : nothing}
   `;
 }

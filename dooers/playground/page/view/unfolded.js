@@ -1,4 +1,4 @@
-// What somebody has opened: tool cards, long texts, pictures from elsewhere. It is the same set until somebody opens or closes something.
+// What somebody has opened: tool cards, long texts, pictures from elsewhere. The same set until something is opened or closed.
 
 import { changed } from "../store.js";
 import { rest } from "./scroll.js";

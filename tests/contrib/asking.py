@@ -1,0 +1,70 @@
+"""A worker with one handler is asked one thing: what people saw of it live, what is stored, and how the run ended. Not a test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from attrs import frozen
+
+from dooers import HandlerError, WorkerConfig, WorkerEvent, WorkerServer
+
+__all__ = ["WHO", "Turn", "ask"]
+
+WHO: dict[str, Any] = {"organization_id": "org", "workspace_id": "main", "user_id": "alice"}
+
+
+@frozen
+class Turn:
+    """What became of it. `told` is what the caller of dispatch got, without the run's begin and end."""
+
+    pieces: list[str]
+    told: list[WorkerEvent]
+    stored: list[Any]
+    status: str | None
+    error: BaseException | None
+
+    @property
+    def texts(self) -> list[str]:
+        """The messages of the assistant."""
+        return [event.text for event in self.stored if event.type == "message" and event.actor == "assistant"]
+
+    @property
+    def cut_off(self) -> list[bool]:
+        """Which of them are marked as incomplete."""
+        return [
+            (event.data or {}).get("incomplete", False)
+            for event in self.stored
+            if event.type == "message" and event.actor == "assistant"
+        ]
+
+    @property
+    def tools(self) -> list[tuple[str, Any]]:
+        """Tool events: the type, and what they hold."""
+        return [(event.type, event.data) for event in self.stored if event.type.startswith("tool.")]
+
+
+async def ask(config: WorkerConfig, handler: Callable[..., AsyncIterator[WorkerEvent]], message: str = "Well?") -> Turn:
+    """Ask, and wait for the whole answer. The run is opened and closed around the handler."""
+    worker = WorkerServer(config)
+
+    @worker.handler
+    async def agent(incoming: Any, send: Any, memory: Any, analytics: Any) -> AsyncIterator[WorkerEvent]:
+        yield send.run_start()
+        async for event in handler(send):
+            yield event
+
+    async with worker.lifespan():
+        stream = await worker.dispatch(message=message, **WHO)
+        events, error = [], None
+        try:
+            async for event in stream.events(deltas=True):
+                events.append(event)
+        except HandlerError as failed:
+            error = failed.original
+        repository = await worker.repository()
+        stored = await repository.list_events({"thread_id": stream.thread_id}, {"direction": "asc"})
+        [run] = await repository.list_runs({"thread_id": stream.thread_id})
+    pieces = [event.data["text"] for event in events if event.send_type == "delta"]
+    told = [event for event in events if event.send_type not in ("delta", "run_start", "run_end")]
+    return Turn(pieces, told, stored[1:], run.status, error)
