@@ -221,8 +221,8 @@ async def test_fastapi_whatsapp_webhook_knows_its_customers(here: Path, monkeypa
                 assert (await http.get("/whatsapp", params=asked)).text == "42"
                 for person in ("4915112345678", "4915112345678", "999"):
                     said = {"from": person, "id": f"wamid.{person}", "type": "text", "text": {"body": "hi"}}
-                    value = {"metadata": {"phone_number_id": "111"}, "messages": [said]}
-                    body = json.dumps({"entry": [{"changes": [{"value": value}]}]}).encode()
+                    change = {"value": {"metadata": {"phone_number_id": "111"}, "messages": [said]}}
+                    body = json.dumps({"entry": [{"changes": [change]}]}).encode()
                     signature = "sha256=" + hmac.digest(b"s", body, "sha256").hex()
                     answer = await http.post("/whatsapp", content=body, headers={"x-hub-signature-256": signature})
                     assert answer.status_code == 200

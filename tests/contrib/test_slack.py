@@ -159,7 +159,7 @@ async def test_two_processes_with_one_delivery_answer_it_once(postgres_config: W
         worker.handler(echo)
     try:
         async with hook(workers[0], api) as one, hook(workers[1], api) as two:
-            assert await asyncio.gather(post(one, said("hi")), post(two, said("hi"))) == [200, 200]
+            assert list(await asyncio.gather(post(one, said("hi")), post(two, said("hi")))) == [200, 200]
         assert (ran, len(api.sent)) == (["hi"], 1)
     finally:
         for worker in workers:
@@ -247,6 +247,6 @@ async def test_nobody_is_pinged_by_what_a_model_writes(worker: WorkerServer, api
 
 
 async def test_empty_secrets_are_refused(worker: WorkerServer) -> None:
-    for given in ({"bot_token": "", "signing_secret": "x"}, {"bot_token": "x", "signing_secret": " "}):
+    for token, secret in (("", "x"), ("x", " ")):
         with pytest.raises(ConfigError, match="expected a text that is not empty"):
-            slack(worker, **given)
+            slack(worker, bot_token=token, signing_secret=secret)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -109,7 +109,7 @@ async def hook(worker: WorkerServer, meta: Meta, **more: Any) -> AsyncIterator[h
         yield client
 
 
-def payload(*messages: dict[str, Any], number: str = "111") -> bytes:
+def payload(*messages: Any, number: str = "111") -> bytes:
     value = {
         "messaging_product": "whatsapp",
         "metadata": {"display_phone_number": "1", "phone_number_id": number},
@@ -168,7 +168,7 @@ async def test_what_is_not_signed_with_the_secret_is_refused_unread(worker: Work
 
 @pytest.mark.parametrize("empty", ["access_token", "app_secret", "verify_token"])
 async def test_an_empty_secret_is_refused_at_once(worker: WorkerServer, empty: str) -> None:
-    secrets = {"access_token": "a", "app_secret": "b", "verify_token": "c", empty: ""}
+    secrets: dict[str, Any] = {"access_token": "a", "app_secret": "b", "verify_token": "c", empty: ""}
     with pytest.raises(ConfigError, match=empty):
         whatsapp(worker, **secrets)
 
@@ -266,7 +266,7 @@ async def test_two_processes_with_one_delivery_answer_it_once(postgres_config: W
         async with hook(workers[0], meta) as one, hook(workers[1], meta) as two:
             for number in range(10):
                 body = payload(said(f"{number}", f"id-{number}"))
-                assert await asyncio.gather(post(one, body), post(two, body)) == [200, 200]
+                assert list(await asyncio.gather(post(one, body), post(two, body))) == [200, 200]
         assert ran == [f"{number}" for number in range(10)]
         assert len(meta.sent) == 10
     finally:
@@ -398,7 +398,6 @@ async def test_what_a_lookup_knows_is_who_they_are_and_kept_with_the_message(wor
         yield send.text("ok")
 
     customers = {"4917": {"user_name": "Ann Smith", "organization_id": "acme", "plan": "gold"}}
-    asynchronous: Callable[[str], Awaitable[Any]]
 
     async def asynchronous(number: str) -> Any:
         return customers.get(number)
