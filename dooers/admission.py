@@ -24,7 +24,8 @@ from dooers.turn import Clock, Turn, opening
 
 __all__ = ["Admission"]
 
-# Seconds in which no client can have brought a message again, through another process, and have had it answered there.
+# Seconds that a repeat waits before its turn takes place in the stead of one in another process that left no trace so far. So whoever comes
+# to its turn sooner than that, counted from before its message was stored, can not have been overtaken by a repeat, and need not look.
 SOON = 0.1
 
 
@@ -92,11 +93,13 @@ class Admission:
             # A repeat is no new message, so it is not refused. As an append to a thread that is nowhere, only a repeat succeeds.
             busy, ticket = error, self._lanes.beside(key)
             change = evolve(change, thread=evolve(change.thread, id=self._clock.new_id()), opens=False)
-        opened: asyncio.Future[OpenTurn] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[OpenTurn] = loop.create_future()
+        came_at = loop.time()
 
         def stored(future: asyncio.Future[Change]) -> None:
             try:
-                turn = self._opened(message, outcome_of(future), ticket)
+                turn = self._opened(message, outcome_of(future), ticket, came_at)
                 if not turn.repeated:
                     if order == "replace":  # not before it is stored: a repeat replaces nothing
                         self._replace(turn)
@@ -145,29 +148,33 @@ class Admission:
     async def _take_up(self, turn: OpenTurn, scope: Scope, order: TurnOrder) -> None:
         """Find out what became of the first turn of a message that came again. One that left no trace, because its process died or
         nobody ever ran it, takes place now."""
-        trace = self._at_work(turn.event.id) or await _trace_of(self._store, turn.event)
-        trace = trace or self._at_work(turn.event.id)  # another repeat may have been quicker
-        turn.status = trace or "waiting"
         # Beside others nobody waits, so nobody could tell whether another process is at it.
         unsure = order == "parallel" and not self._broker.alone
+        trace = await self._seen(turn.event)
+        if trace is None and not unsure and not self._broker.alone:
+            await asyncio.sleep(SOON)
+            trace = await self._seen(turn.event)
+        turn.status = trace or "waiting"
         if trace is None and not unsure and not self.closing and visible(turn.thread, scope):
             with suppress(ThreadBusyError):
                 turn.ticket = self._lanes.place((scope, turn.thread.id), order)
                 turn.repeated, turn.again = False, True
 
+    async def _seen(self, event: ThreadEvent) -> TurnStatus | None:
+        """What there is of the turn of a message, here or in the store."""
+        trace = self._at_work(event.id) or await _trace_of(self._store, event)
+        return trace or self._at_work(event.id)  # another repeat may have been quicker
+
     async def is_answered(self, opened: OpenTurn) -> bool:
         """Whether a message that came again through another process was answered there, before this turn got its place."""
-        waited = asyncio.get_running_loop().time() - opened.stored_at
-        # One that was dispatched under a key may have been brought twice at the same moment, as webhooks are: then nothing is too soon.
-        keyed = opened.message.repeat_key is not None and opened.message.client_event_id is None
-        if not opened.again and (self._broker.alone or (waited < SOON and not keyed)):
+        if not opened.again and (self._broker.alone or asyncio.get_running_loop().time() - opened.came_at < SOON):
             return False
         trace = await _trace_of(self._store, opened.event)
         if trace is not None:
             opened.repeated, opened.status = True, trace
         return opened.repeated
 
-    def _opened(self, message: Message, stored: Change, ticket: Ticket) -> OpenTurn:
+    def _opened(self, message: Message, stored: Change, ticket: Ticket, came_at: float) -> OpenTurn:
         if stored.repeated:
             ticket.leave()
         event = stored.events[0]
@@ -179,6 +186,7 @@ class Admission:
             created=stored.created,
             repeated=stored.repeated,
             ticket=ticket,
+            came_at=came_at,
         )
 
 

@@ -61,6 +61,7 @@ class OpenTurn:
     created: bool
     repeated: bool
     ticket: Ticket
+    came_at: float  # before it was given to the store
     again: bool = False  # a repeat of a message whose turn left no trace: it is answered now
     status: TurnStatus = "waiting"
     stored_at: float = field(factory=lambda: asyncio.get_running_loop().time())

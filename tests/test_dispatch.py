@@ -368,6 +368,7 @@ async def test_a_handler_may_wait_for_a_turn_of_another_thread(worker: WorkerSer
 async def test_a_repeat_that_is_quicker_in_another_process_is_the_only_one_that_runs(
     postgres_config: WorkerConfig,
 ) -> None:
+    # The other takes it up before the first one has begun, and is done with it when that gets its turn.
     one, other = workers = [WorkerServer(postgres_config), WorkerServer(postgres_config)]
     for worker in workers:
         worker.handler(counting)

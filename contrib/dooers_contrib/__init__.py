@@ -1,1 +1,2 @@
-"""Optional integrations, one module and one extra each, on dooers' public names: `jwt` (with its keys in `jwks`), `redis`."""
+"""Optional integrations on dooers' public names, an extra for each that needs a library: `jwt` (with its keys in `jwks`), `redis`, `opentelemetry`;
+the model vendors `openai`, `anthropic`, `google` (what they share is `answers`); the channels `whatsapp`, `slack` (`channel`)."""

@@ -251,10 +251,10 @@ def run_repeats() -> None:
     """Answer a message again when it comes again."""
     opened: Any = admission.Admission._opened
 
-    def again(self: Any, message: Any, stored: Any, ticket: Any) -> Any:
-        return opened(self, message, evolve(stored, repeated=False), ticket)
+    def again(self: Any, message: Any, stored: Any, *more: Any) -> Any:
+        return opened(self, message, evolve(stored, repeated=False), *more)
 
-    admission.Admission._opened = again  # type: ignore[method-assign]
+    admission.Admission._opened = again  # type: ignore[assignment, method-assign]
 
 
 def bury_nobody() -> None:
