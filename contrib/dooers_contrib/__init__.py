@@ -1,2 +1,4 @@
-"""Optional integrations on dooers' public names, an extra for each that needs a library: `jwt` (with its keys in `jwks`), `redis`, `opentelemetry`;
-the model vendors `openai`, `anthropic`, `google` (what they share is `answers`); the channels `whatsapp`, `slack` (`channel`)."""
+"""Optional integrations on dooers' public names, an extra for each that needs a library: `jwt` (with its keys in `jwks`), `redis`,
+`opentelemetry`; the model vendors `openai`, `anthropic`, `google` (what they share is `answers`); the channels `whatsapp`, `slack`
+(`channel`).
+"""
