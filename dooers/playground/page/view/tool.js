@@ -3,10 +3,9 @@
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { copy } from "./copy.js";
 import { icon } from "./icons.js";
+import { json, textOf } from "./json.js";
 import { fold, isOpen } from "./unfolded.js";
 
-// More than this is cut until somebody asks for all of it.
-const LONGEST = 4000;
 const HINT = 80;
 
 export function tool(item) {
@@ -33,34 +32,23 @@ function state(gave, running) {
   return html`<span class="tool-state">No result</span>`;
 }
 
-function body({ key, running }, { name, shown, args, gave }) {
+function body({ running }, { name, shown, args, gave }) {
   return html`<div class="tool-body">
     ${shown && shown !== name ? html`<p class="small">Tool <code>${name}</code></p>` : nothing}
-    ${args === undefined ? nothing : value("Arguments", `${key} args`, args)}
+    ${args === undefined ? nothing : value("Arguments", args)}
     ${gave !== undefined
-      ? value("Result", `${key} result`, gave.result)
+      ? value("Result", gave.result)
       : html`<p class="small">${running ? "Waiting for its result…" : "It ended without a result."}</p>`}
   </div>`;
 }
 
-function value(label, key, data) {
-  const text = pretty(data);
-  const cut = text.length > LONGEST && !isOpen(key);
-  return html`<section class="code" aria-label=${label}>
-    <div class="code-bar">
-      <span>${label}</span>
-      <button type="button" class="quiet" aria-label="Copy ${label.toLowerCase()}" @click=${() => copy(text)}>Copy</button>
-    </div>
-    <pre tabindex="0" role="group" aria-label=${label}><code>${cut ? `${text.slice(0, LONGEST)}…` : text}</code></pre>
-    ${text.length <= LONGEST
-      ? nothing
-      : html`<button type="button" class="quiet more" @click=${() => fold(key, cut)}>
-          ${cut ? `Show all ${text.length.toLocaleString()} characters` : "Show less"}
-        </button>`}
-  </section>`;
-}
-
-const pretty = (data) => (typeof data === "string" ? data : (JSON.stringify(data, null, 2) ?? "null"));
+const value = (label, data = null) => html`<section class="code" aria-label=${label}>
+  <div class="code-bar">
+    <span>${label}</span>
+    <button type="button" class="quiet" aria-label="Copy ${label.toLowerCase()}" @click=${() => copy(textOf(data))}>Copy</button>
+  </div>
+  ${json(data)}
+</section>`;
 
 /** What it was asked, in a line: enough to tell two calls apart. */
 function hint(args) {
