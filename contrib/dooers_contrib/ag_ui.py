@@ -74,7 +74,7 @@ def ag_ui(
         person = await door.person(request)
         run = _input(await door.body(request))
         turn = await door.dispatch(person, _asked(run, door, door.thread_of(person, run.thread_id)), handler)
-        return door.answer(turn, _Voice(run.thread_id, run.run_id))
+        return door.answer(turn, _Voice(run.thread_id, run.run_id, run.protocol_version))
 
     return [Route(path, door.endpoint(answer, _refuse), methods=["POST"])]
 
@@ -147,6 +147,7 @@ def _content(message: UserMessage, path: str) -> Iterable[ContentPart]:
 class _Voice:
     thread_id: str
     run_id: str
+    version: str | None
 
     def begin(self) -> Iterable[str]:
         yield encode(RunStartedEvent(thread_id=self.thread_id, run_id=self.run_id))
@@ -162,11 +163,13 @@ class _Voice:
         canceled = told.data["status"] == "canceled"
         # Named, that there is none: a client takes each call without a result for one that it is to make.
         outcome = RunFinishedCancelledOutcome() if canceled else RunFinishedSuccessOutcome(pending_tool_call_ids=[])
-        yield RunFinishedEvent(thread_id=self.thread_id, run_id=self.run_id, outcome=outcome)
+        # Clients from before 1.0 do not say their version, and refuse an outcome that they do not know.
+        known = outcome if self.version else None
+        yield RunFinishedEvent(thread_id=self.thread_id, run_id=self.run_id, outcome=known)
 
 
 def _text_start(told: Told) -> Events:
-    yield TextMessageStartEvent(message_id=told.id, role="assistant", name=told.data.get("author"))
+    yield TextMessageStartEvent(message_id=told.id, role="assistant")
 
 
 def _text_delta(told: Told) -> Events:

@@ -34,6 +34,7 @@ from dooers import (
     DooersError,
     HandlerError,
     Identity,
+    InvalidValueError,
     Thread,
     WorkerEvent,
     WorkerServer,
@@ -179,7 +180,10 @@ class Door:
         if found is None:
             raise Refused(401, "UNAUTHENTICATED", "who are you?")
         if isinstance(found, Mapping):
-            found = Identity(**{name: value for name, value in found.items() if name in _IDENTITY})
+            try:
+                found = Identity(**{name: value for name, value in found.items() if name in _IDENTITY})
+            except InvalidValueError as error:  # ours to mend, and nothing that a client could
+                raise TypeError(f"{self.name}(who): {error}") from error
         if not isinstance(found, Identity) or not found.user_id:
             # Nobody is no person: all nobodies would share their conversations.
             raise TypeError(f"{self.name}(who): expected a mapping with a user_id, an Identity or None")
@@ -261,17 +265,15 @@ class Door:
                 idempotency_key=asked.key,
             )
             turn = Turn(stream, lambda: self._open(person, asked, handler), person)
-            if stream.is_repeat:
-                self._free(person)
-                if recalled is not None and recalled != stream.thread_id:
-                    await (await self.worker.repository()).remove_thread(recalled)
-                return self._live.get(stream.event_id, turn)
+            if stream.is_repeat and recalled is not None and recalled != stream.thread_id:
+                await (await self.worker.repository()).remove_thread(recalled)
         except BaseException:
             self._free(person)
             raise
-        stream.events(
-            deltas=True
-        )  # not to iterate it: asked for before the turn runs, the pieces are kept for whoever comes
+        if stream.is_repeat:
+            self._free(person)
+            return self._live.get(stream.event_id, turn)
+        stream.events(deltas=True)  # not to iterate it: as this is asked for before the turn runs, the pieces are kept
         stream.detach()
         self._live[stream.event_id] = self._latest[stream.thread_id] = turn
         self._kept(self._until_over(turn))

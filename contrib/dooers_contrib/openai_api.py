@@ -6,7 +6,7 @@ There is no library that serves it; the tests speak with `openai` itself. (`dooe
 as what a handler yields.)
 
 A client of this protocol sends the whole conversation each time and has no name for it. Where it does name it (`X-Thread-Id`, Open WebUI's
-`X-OpenWebUI-Chat-Id`, `metadata.thread_id`) that is the thread, and only the newest message is taken. Where it does not, a thread is made of
+`X-OpenWebUI-Chat-Id`, `metadata.thread_id`) that is the thread, and only the newest message is taken. Where not, a thread is made of
 what it sends: a handler that reads its memory then knows what was said. System messages are not taken: what the assistant is, the
 handler says.
 """
@@ -85,14 +85,11 @@ def openai_api(
         person = await door.person(request)
         body = await door.body(request)
         name = model(body.get("model"))["id"]
+        streams, usage = _flag(body, "stream"), _flag(body, "stream_options", "include_usage")
         asked = _asked(door, person, request, body, thread(request, body))
         turn = await door.dispatch(person, asked, known[name])
-        voice = _Voice(
-            f"chatcmpl-{turn.stream.event_id}", name, int(time.time()), _flag(body, "stream_options", "include_usage")
-        )
-        if _flag(body, "stream"):
-            return door.answer(turn, voice)
-        return voice.whole(await door.whole(request, turn))
+        voice = _Voice(f"chatcmpl-{turn.stream.event_id}", name, int(time.time()), usage)
+        return door.answer(turn, voice) if streams else voice.whole(await door.whole(request, turn))
 
     async def listed(request: Request) -> Response:
         await door.person(request)

@@ -52,10 +52,10 @@ class Telling:
         data, entry = event.data, "" if event.event is None else event.event.id
         match event.send_type:
             case "delta":
-                yield from self._write(data["event_id"], data["text"], {})
+                yield from self._write(data["event_id"], data["text"])
             case "text":
                 if entry:  # else it was empty, and is nowhere
-                    yield from self._write(entry, data["text"][self.length if self.text == entry else 0 :], data)
+                    yield from self._write(entry, data["text"][self.length if self.text == entry else 0 :])
                 yield from self.close()
             case "tool_call":
                 yield self._call(data)
@@ -64,11 +64,11 @@ class Telling:
             case kind:
                 yield Told(kind, entry, data)
 
-    def _write(self, id: str, text: str, data: Mapping[str, Any]) -> Iterable[Told]:
+    def _write(self, id: str, text: str) -> Iterable[Told]:
         if self.text != id:
             yield from self.close()
             self.text, self.length = id, 0
-            yield Told("text_start", id, {"author": data.get("author")})
+            yield Told("text_start", id)
         if text:
             self.length += len(text)
             yield Told("text_delta", id, {"text": text})
