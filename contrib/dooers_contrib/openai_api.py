@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 from uuid import uuid4
 
-from attrs import frozen
+from attrs import define
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -190,12 +190,13 @@ def _text(content: Any) -> str:
 # ---------------------------------------------------------------- what goes out
 
 
-@frozen
+@define
 class _Voice:
     id: str
     model: str
     created: int
     usage: bool
+    spoken: bool = False
 
     def begin(self) -> Iterable[str]:
         yield self._chunk({"role": "assistant", "content": ""})
@@ -203,8 +204,15 @@ class _Voice:
     def say(self, told: Told) -> Iterable[str]:
         if told.kind == "over":
             yield from self._over(told)
-        elif text := SAYS[told.kind](told):
+        elif text := self._text(told):
             yield self._chunk({"content": text})
+
+    def _text(self, told: Told) -> str:
+        # All messages of a turn are one here, with an empty line between them.
+        gap = "\n\n" if self.spoken and told.kind in ("text_start", "image", "document") else ""
+        text = gap + SAYS[told.kind](told)
+        self.spoken = self.spoken or bool(text)
+        return text
 
     def _over(self, told: Told) -> Iterable[str]:
         if told.data["status"] == "failed":
@@ -227,8 +235,7 @@ class _Voice:
         if over.data["status"] == "failed":
             # The libraries would ask again, and the turn has been.
             return JSONResponse(_error(500, "failed", over.data["error"]), 500, {"x-should-retry": "false"})
-        text = "".join(SAYS[told.kind](told) for told in said).strip("\n")
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message = {"role": "assistant", "content": "".join(map(self._text, said)), "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": FINISHED[over.data["status"]], "logprobs": None}
         return JSONResponse({**self._about("chat.completion"), "choices": [choice], "usage": _USAGE})
 
@@ -241,12 +248,8 @@ def _delta(told: Told) -> str:
     return str(told.data["text"])
 
 
-def _end(told: Told) -> str:
-    return "\n\n"  # there may be another message, and all of them are one here
-
-
 def _file(told: Told) -> str:
-    return f"{link(told)}\n\n"
+    return link(told)
 
 
 def _nothing(told: Told) -> str:
@@ -257,7 +260,7 @@ def _nothing(told: Told) -> str:
 SAYS: dict[str, Callable[[Told], str]] = {
     "text_start": _nothing,
     "text_delta": _delta,
-    "text_end": _end,
+    "text_end": _nothing,
     "image": _file,
     "document": _file,
     "tool_call": _nothing,
