@@ -72,8 +72,8 @@ def ag_ui(
 
     async def answer(request: Request) -> Response:
         person = await door.person(request)
-        run = _input(await door.body(request))
-        turn = await door.dispatch(person, _asked(run, door, door.thread_of(person, run.thread_id)), handler)
+        run, index = _input(await door.body(request), door)
+        turn = await door.dispatch(person, _asked(run, index, door.thread_of(person, run.thread_id)), handler)
         return door.answer(turn, _Voice(run.thread_id, run.run_id, run.protocol_version))
 
     return [Route(path, door.endpoint(answer, _refuse), methods=["POST"])]
@@ -87,13 +87,38 @@ def _refuse(refused: Refused) -> Response:
 # ---------------------------------------------------------------- what comes in
 
 
-def _input(body: dict[str, Any]) -> RunAgentInput:
+def _input(body: dict[str, Any], door: Door) -> tuple[RunAgentInput, int]:
+    """What is asked, with the newest message of a person alone, and where it stands: the others are the client's word for what was said."""
+    index = _newest(body)
+    message = body["messages"][index]
+    if isinstance(message.get("content"), list):
+        door.parts(message["content"], f"messages[{index}].content")
+    named = {name: body[name] for name in ("threadId", "runId", "protocolVersion") if name in body}
     try:
-        return RunAgentInput.model_validate(body)
+        return RunAgentInput.model_validate({**named, "messages": [message]}), index
     except ValidationError as error:
         # Of the members of a union, the one that went furthest is the one that was meant.
-        faults = [(_path(body, one["loc"]), one["msg"]) for one in error.errors(include_url=False, include_input=False)]
+        faults = [(_path(body, _at(one["loc"], index)), one["msg"]) for one in error.errors(include_url=False)]
         raise fault(*max(faults, key=lambda one: len(one[0]))) from None
+
+
+def _newest(body: dict[str, Any]) -> int:
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        raise fault("messages", "expected a list with a message of the user")
+    for index in reversed(range(len(messages))):
+        role = messages[index].get("role") if isinstance(messages[index], dict) else None
+        if not isinstance(role, str):
+            raise fault(f"messages[{index}]", "expected an object with a role")
+        if role == "tool":
+            raise fault(f"messages[{index}].role", "tools of the front end are not called here")
+        if role == "user":
+            return index
+    raise fault("messages", "expected a message of the user")
+
+
+def _at(location: tuple[int | str, ...], index: int) -> tuple[int | str, ...]:
+    return ("messages", index, *location[2:]) if location[:2] == ("messages", 0) else location
 
 
 def _path(value: Any, location: tuple[int | str, ...]) -> str:
@@ -107,19 +132,12 @@ def _path(value: Any, location: tuple[int | str, ...]) -> str:
     return path
 
 
-def _asked(run: RunAgentInput, door: Door, thread_id: str) -> Asked:
-    """The newest message of a person, which must not have been followed by anything that is theirs to say."""
-    for index in reversed(range(len(run.messages))):
-        message = run.messages[index]
-        if message.role == "tool":
-            raise fault(f"messages[{index}].role", "tools of the front end are not called here")
-        if isinstance(message, UserMessage):
-            break
-    else:
-        raise fault("messages", "expected a message of the user")
-    content = list(_content(message, f"messages[{index}].content"))
-    key = door.key(thread_id, run.run_id, message.id, message.model_dump(by_alias=True)["content"])
-    return Asked(thread_id, content, key, f"messages[{index}].content", {"ag_ui": {"message_id": message.id}})
+def _asked(run: RunAgentInput, index: int, thread_id: str) -> Asked:
+    [message] = run.messages
+    assert isinstance(message, UserMessage)
+    path = f"messages[{index}].content"
+    data = {"ag_ui": {"message_id": message.id[:256]}}
+    return Asked(thread_id, list(_content(message, path)), (thread_id, run.run_id, message.id), path, data)
 
 
 def _content(message: UserMessage, path: str) -> Iterable[ContentPart]:

@@ -100,15 +100,13 @@ def _asked(body: dict[str, Any], door: Door, thread_id: str) -> Asked:
         raise fault(path, "expected an object")
     if message.get("role") != "user":
         raise fault(f"{path}.role", "expected user: what the front end's tools did is not taken here")
-    parts = message.get("parts")
-    if not isinstance(parts, list):
-        raise fault(f"{path}.parts", "expected a list")
+    parts = door.parts(message.get("parts"), f"{path}.parts")
     content = [_part(part, f"{path}.parts[{index}]") for index, part in enumerate(parts)]
     message_id, key = message.get("id"), None
     regenerated = body.get("trigger") == "regenerate-message"
     # Without the id of what it is to replace, nobody can tell one regeneration from the next.
     if isinstance(message_id, str) and message_id and (not regenerated or isinstance(body.get("messageId"), str)):
-        key = door.key(thread_id, message_id, parts, body["messageId"] if regenerated else "")
+        key = (thread_id, message_id, body["messageId"] if regenerated else "")
     return Asked(thread_id, content, key, f"{path}.parts", {"ai_sdk": {"message_id": str(message_id or "")[:256]}})
 
 

@@ -20,10 +20,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import aclosing, suppress
 from functools import partial
 from hashlib import sha256
+from operator import attrgetter
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
 from uuid import NAMESPACE_URL, uuid5
 
-from attrs import field, fields, frozen
+from attrs import asdict, define, field, fields, frozen
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -35,6 +36,7 @@ from dooers import (
     HandlerError,
     Identity,
     InvalidValueError,
+    TextPart,
     Thread,
     WorkerEvent,
     WorkerServer,
@@ -54,10 +56,12 @@ T = TypeVar("T")
 MAX_BODY = 16 * 1024 * 1024  # front ends send the whole conversation each time, files included
 KEEP_ALIVE = 15.0
 PATIENCE = 60.0
+MAX_URL = 8192
 AGAIN = 0.5  # seconds between two looks at a turn that another process is at
 SORRY = "Something went wrong."
 _IDENTITY = frozenset(one.name for one in fields(Identity))
 _DISPATCHED = ("organization_id", "workspace_id", "user_id", "user_name", "user_email", "user_role")
+_person = attrgetter("organization_id", "workspace_id", "user_id")
 _STATUS = {
     "UNAUTHENTICATED": 401,
     "FORBIDDEN": 403,
@@ -108,14 +112,14 @@ def text_at(value: Any, path: str) -> str:
 
 @frozen
 class Asked:
-    """A message as a door read it. `key` makes it the same message again; None where nobody can tell.
+    """A message as a door read it. The same `key` and the same content are the same message again; None where nobody can tell.
 
     `earlier` is what was said before it, where the client is the only one that knows: then it has a thread of its own, with that in it.
     """
 
     thread_id: str
     content: list[ContentPart]
-    key: str | None
+    key: tuple[str, ...] | None
     path: str = "content"
     data: dict[str, Any] = field(factory=dict)
     earlier: Sequence[tuple[Literal["user", "assistant"], str]] = ()
@@ -133,13 +137,14 @@ class Voice(Protocol):
         ...
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Turn:
-    """A message that was taken. `again` gives a repeat once more, to see what became of the first one."""
+    """A message that was taken, and how many read its answer. `again` gives a repeat once more, to see what became of the first one."""
 
     stream: DispatchStream
     again: Callable[[], Awaitable[Turn]]
     person: Identity
+    readers: int = 0
 
     @property
     def running_elsewhere(self) -> bool:
@@ -220,21 +225,34 @@ class Door:
         """The worker id that is spoken to here."""
         return self.worker.config.worker_id if self.worker_id is None else self.worker_id
 
-    @staticmethod
-    def key(thread_id: str, *words: Any) -> str:
-        """What makes a message the same message again: in its thread, the same of all these."""
-        return sha256(json.dumps([thread_id, *words], sort_keys=True, default=repr).encode()).hexdigest()
+    def parts(self, value: Any, path: str) -> list[Any]:
+        """The parts of a message, so many as may be: before anything is made of each."""
+        if not isinstance(value, list):
+            raise fault(path, "expected a list of parts")
+        limit = self.worker.config.max_content_parts
+        if len(value) > limit:
+            raise Refused(413, "TOO_LARGE", f"at most {limit} parts, got {len(value)}", path=path)
+        return value
+
+    def _repeat_key(self, asked: Asked) -> str | None:
+        if asked.key is None:
+            return None
+        content = [asdict(part) for part in asked.content]
+        return sha256(json.dumps([self.name, asked.key, content]).encode()).hexdigest()
 
     # ------------------------------------------------------------ the turn
 
     async def dispatch(self, person: Identity, asked: Asked, handler: Callable[..., Any] | str | None = None) -> Turn:
         """Store a message and let its turn run. A repeat runs nothing, and is answered by what the first one was answered."""
         check_content(asked.content, self.worker.config, asked.path)
+        for index, part in enumerate(asked.content):
+            if not isinstance(part, TextPart) and part.url[:5].lower() != "data:" and len(part.url) > MAX_URL:
+                raise fault(f"{asked.path}[{index}].url", f"expected at most {MAX_URL} characters")
         if not asked.content:
             raise fault(asked.path, "expected a text or a file")
         await self._check_post(person, asked.thread_id)
         limit = self.worker.config.max_turns_per_identity
-        if self._turns[_key(person)] >= limit:
+        if self._turns[_person(person)] >= limit:
             raise Refused(429, "RATE_LIMITED", f"at most {limit} messages may wait for an answer at once")
         # Shielded: a dispatch that is cut off may have stored its message, whose turn is then stopped, and never run again.
         return await asyncio.shield(self._kept(self._open(person, asked, handler)))
@@ -251,7 +269,7 @@ class Door:
             raise Refused(403, "FORBIDDEN", "your role does not allow thread.post")
 
     async def _open(self, person: Identity, asked: Asked, handler: Callable[..., Any] | str | None) -> Turn:
-        self._turns[_key(person)] += 1
+        self._turns[_person(person)] += 1
         recalled = None
         try:
             recalled = await self._recall(person, asked) if asked.earlier else None
@@ -262,7 +280,7 @@ class Door:
                 thread_id=recalled or asked.thread_id,
                 content=asked.content,
                 data={"door": self.name, **asked.data},
-                idempotency_key=asked.key,
+                idempotency_key=self._repeat_key(asked),
             )
             turn = Turn(stream, lambda: self._open(person, asked, handler), person)
             if stream.is_repeat and recalled is not None and recalled != stream.thread_id:
@@ -280,15 +298,18 @@ class Door:
         return turn
 
     async def _recall(self, person: Identity, asked: Asked) -> str:
-        """A new thread in which the earlier messages were said."""
-        limit = self.worker.config.max_text_length
-        if sum(len(text) for _, text in asked.earlier) > limit:
-            raise Refused(413, "TOO_LARGE", f"at most {limit} characters of text", path="messages")
+        """A new thread in which the earlier messages were said, as many of the newest as a message may be long."""
+        room, said = self.worker.config.max_text_length, list[tuple[Literal["user", "assistant"], str]]()
+        for actor, text in reversed(asked.earlier):
+            room -= len(text)
+            if room < 0:
+                break
+            said.insert(0, (actor, text))
         repository = await self.worker.repository()
         thread = await repository.create_thread(
             self.served, person.organization_id, person.workspace_id, person.user_id
         )
-        for actor, text in asked.earlier:
+        for actor, text in said:
             user = person.user if actor == "user" else None
             await repository.create_event(thread.id, "message", actor, text, user=user, data={"door": self.name})
         return thread.id
@@ -305,9 +326,9 @@ class Door:
                 del self._latest[stream.thread_id]
 
     def _free(self, person: Identity) -> None:
-        self._turns[_key(person)] -= 1
-        if not self._turns[_key(person)]:
-            del self._turns[_key(person)]
+        self._turns[_person(person)] -= 1
+        if not self._turns[_person(person)]:
+            del self._turns[_person(person)]
 
     def _kept(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work, name=f"dooers-{self.name}")
@@ -323,6 +344,15 @@ class Door:
 
     async def told(self, turn: Turn) -> AsyncGenerator[Told, None]:
         """The steps of an answer from its beginning, those that were there before live; the last one is `over`."""
+        turn.readers += 1
+        try:
+            async with aclosing(self._told(turn)) as steps:
+                async for told in steps:
+                    yield told
+        finally:
+            turn.readers -= 1
+
+    async def _told(self, turn: Turn) -> AsyncGenerator[Told, None]:
         while turn.running_elsewhere:
             await asyncio.sleep(AGAIN)
             turn = await turn.again()
@@ -392,7 +422,9 @@ class Door:
 
     async def _leave(self, turn: Turn) -> None:
         """Whoever asked has left: which says nothing of whether they meant to stop the turn, so it is for the worker's author to say."""
-        thread = await self.thread(turn.stream.thread_id) if self.leaving_stops else None
+        if not self.leaving_stops or turn.readers > 1:
+            return
+        thread = await self.thread(turn.stream.thread_id)
         if thread is not None and self.worker.allows(turn.person, "run.cancel", thread):
             await turn.stream.cancel()
 
@@ -416,7 +448,3 @@ class Door:
             return response
 
         return endpoint
-
-
-def _key(person: Identity) -> tuple[str, str, str]:
-    return person.organization_id, person.workspace_id, person.user_id

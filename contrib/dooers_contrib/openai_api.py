@@ -143,19 +143,17 @@ def _asked(door: Door, person: Identity, request: Request, body: Mapping[str, An
         raise fault(f"{path}.role", "expected user: the client's tools are not called here")
     if body.get("n") not in (None, 1):
         raise fault("n", "expected 1: a turn has one answer")
-    content = _content(message.get("content"), f"{path}.content")
+    content = _content(door, message.get("content"), f"{path}.content")
     given = request.headers.get("idempotency-key")
-    key = door.key(place or "", given, message["content"]) if given else None
+    key = (place or "", given) if given else None
     thread_id = door.thread_of(person, place or uuid4().hex)
     return Asked(thread_id, content, key, f"{path}.content", earlier=[] if place else _earlier(before))
 
 
-def _content(content: Any, path: str) -> list[ContentPart]:
+def _content(door: Door, content: Any, path: str) -> list[ContentPart]:
     if isinstance(content, str):
         return [TextPart(content)]
-    if not isinstance(content, list):
-        raise fault(path, "expected a text or a list of parts")
-    return [_part(part, f"{path}[{index}]") for index, part in enumerate(content)]
+    return [_part(part, f"{path}[{index}]") for index, part in enumerate(door.parts(content, path))]
 
 
 def _part(part: Any, path: str) -> ContentPart:

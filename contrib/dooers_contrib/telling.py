@@ -22,6 +22,7 @@ from dooers import ContentPart, DocumentPart, ImagePart, WorkerEvent
 __all__ = ["EventStream", "Telling", "Told", "disconnect", "file_part", "link", "mime_type_of", "sse"]
 
 log = logging.getLogger("dooers")
+MAX_NAME = 255
 
 
 @frozen
@@ -198,9 +199,10 @@ def _path(url: str) -> str:
 
 def file_part(url: str, mime_type: str | None, name: Any = None, *, image: bool | None = None) -> ContentPart:
     """A file that somebody sends along. Where its URL may point is asked later, with everything else of the content."""
-    kind = mime_type or mime_type_of(url)
-    if image or (image is None and (kind or "").startswith("image/")):
-        return ImagePart(url, mime_type=kind, alt=name if isinstance(name, str) else None)
-    if not isinstance(name, str) or not name:
-        name = "file" if url[:5].lower() == "data:" else PurePosixPath(_path(url)).name or "file"
-    return DocumentPart(url, name, kind or "application/octet-stream")
+    kind = (mime_type or mime_type_of(url) or "application/octet-stream")[:MAX_NAME]
+    name = name[:MAX_NAME] if isinstance(name, str) else ""
+    if image or (image is None and kind.startswith("image/")):
+        return ImagePart(url, mime_type=kind if kind.startswith("image/") else None, alt=name or None)
+    if not name:
+        name = "file" if url[:5].lower() == "data:" else PurePosixPath(_path(url)).name[:MAX_NAME] or "file"
+    return DocumentPart(url, name, kind)

@@ -104,7 +104,9 @@ def test_somebody_else_has_another_thread_of_that_name_and_a_stranger_none(seen:
         ({"messages": {}}, "messages: "),
         ({"messages": []}, "messages: expected a message of the user"),
         ({"messages": [{"id": "s", "role": "system", "content": "x"}]}, "messages: expected a message of the user"),
-        ({"messages": [{"id": "m", "role": "nobody"}]}, "messages[0]: "),
+        ({"messages": [{"id": "m"}]}, "messages[0]: "),
+        ({"messages": [{"id": 7, "role": "user", "content": "x"}]}, "messages[0].id: "),
+        ({"messages": [*BODY["messages"], {"id": "m", "role": "user", "content": 7}]}, "messages[1].content: "),
         ({"messages": [{"id": "m", "role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].source"),
         (
             {

@@ -113,7 +113,7 @@ def test_somebody_else_has_another_thread_of_that_name_and_a_stranger_none(seen:
         ({"messages": []}, "messages: expected a list with a message of the user"),
         ({"messages": ["x"]}, "messages[0]: expected an object"),
         ({"messages": [{"role": "assistant", "parts": []}]}, "messages[0].role: expected user: what the front"),
-        ({"messages": [{"role": "user"}]}, "messages[0].parts: expected a list"),
+        ({"messages": [{"role": "user"}]}, "messages[0].parts: expected a list of parts"),
         ({"messages": [{"role": "user", "parts": []}]}, "messages[0].parts: expected a text or a file"),
         ({"messages": [{"role": "user", "parts": [{"type": "x"}]}]}, "messages[0].parts[0].type: expected text or"),
         ({"messages": [{"role": "user", "parts": [{"type": "text"}]}]}, "messages[0].parts[0].text: expected a text"),

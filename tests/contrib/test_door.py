@@ -52,9 +52,12 @@ def body(path: str, text: str, place: str = "p1", message: str = "m1") -> dict[s
             return {"model": "worker", "messages": said, "metadata": {"thread_id": place}, "stream": True}
 
 
+MEMORY = WorkerConfig(database_type="memory")
+
+
 @pytest.fixture
-async def front(worker_config: WorkerConfig) -> AsyncIterator[Front]:
-    made = Front.of(worker_config)
+async def front() -> AsyncIterator[Front]:
+    made = Front.of(MEMORY)
     yield made
     await made.worker.close()
 
@@ -120,8 +123,8 @@ async def test_the_hook_may_say_an_identity(front: Front) -> None:
 
 
 @every_door
-async def test_permissions_and_the_authorize_hook_hold_here_too(worker_config: WorkerConfig, path: str) -> None:
-    front = Front.of(evolve(worker_config, permissions={"thread.post": ["member"]}))
+async def test_permissions_and_the_authorize_hook_hold_here_too(path: str) -> None:
+    front = Front.of(evolve(MEMORY, permissions={"thread.post": ["member"]}))
     banned = list[str]()
 
     @front.worker.authorize
@@ -139,8 +142,8 @@ async def test_permissions_and_the_authorize_hook_hold_here_too(worker_config: W
 
 
 @every_door
-async def test_pages_of_other_origins_may_not_ask_where_that_is_said(worker_config: WorkerConfig, path: str) -> None:
-    front = Front.of(evolve(worker_config, allowed_origins=["https://app.example.com"]))
+async def test_pages_of_other_origins_may_not_ask_where_that_is_said(path: str) -> None:
+    front = Front.of(evolve(MEMORY, allowed_origins=["https://app.example.com"]))
     async with inside(front, path) as client:
         refused = await client.post(path, json=body(path, "echo"), headers={"origin": "https://evil.example.com"})
         assert (refused.status_code, front.ran) == (403, [])
@@ -180,13 +183,50 @@ async def test_text_that_no_database_takes_is_taken_or_refused(front: Front, pat
     assert answer.status_code in (200, 422, 400)
 
 
+def with_parts(path: str, parts: list[Any]) -> dict[str, Any]:
+    asked = body(path, "echo")
+    asked["messages"][0]["parts" if path == "/api/chat" else "content"] = parts
+    return asked
+
+
+@every_door
+async def test_more_parts_than_may_be_are_refused_before_anything_is_made_of_them(front: Front, path: str) -> None:
+    async with inside(front, path) as client:
+        answer = await client.post(path, json=with_parts(path, [{}] * 101))
+    assert (answer.status_code, front.ran) == (413, [])
+    assert "at most 100 parts, got 101" in answer.text
+
+
+@every_door
+async def test_what_is_hung_onto_a_message_costs_nothing(front: Front, path: str) -> None:
+    deep = "[" * 900 + "]" * 900
+    asked = json.dumps(with_parts(path, [{"type": "text", "text": "echo", "more": "DEEP"}])).replace('"DEEP"', deep)
+    async with inside(front, path) as client:
+        answer = await client.post(path, content=asked, headers={"content-type": "application/json"})
+    assert (answer.status_code, front.ran) == (200, ["echo"])
+
+
+@every_door
+async def test_an_address_without_end_is_none(front: Front, path: str) -> None:
+    url = "https://example.com/" + "a" * 10_000
+    part = {
+        "/ag-ui": {"type": "image", "source": {"type": "url", "value": url}},
+        "/api/chat": {"type": "file", "mediaType": "image/png", "url": url},
+        "/v1/chat/completions": {"type": "image_url", "image_url": {"url": url}},
+    }[path]
+    async with inside(front, path) as client:
+        answer = await client.post(path, json=with_parts(path, [part]))
+    assert answer.status_code in (400, 422)
+    assert "expected at most 8192 characters" in answer.text
+
+
 # ---------------------------------------------------------------- readers
 
 
 @every_door
 async def test_a_door_says_that_it_lives_while_there_is_nothing_to_say(front: Front, path: str) -> None:
     async with front.served(at(front, path, keep_alive=0.01)) as url:
-        async with httpx.AsyncClient(trust_env=False, headers=ALICE) as client:
+        async with httpx.AsyncClient(trust_env=False, verify=False, headers=ALICE) as client:
             async with client.stream("POST", url + path, json=body(path, "stream silence")) as answer:
                 text = ""
                 async for piece in answer.aiter_text():
@@ -211,11 +251,26 @@ async def test_who_leaves_stops_the_turn_where_that_is_wanted(front: Front, path
         assert await _stored(front, "stream off", "canceled") == ["stream off", "Olá "]
 
 
+async def test_who_leaves_stops_nothing_that_somebody_else_reads(front: Front) -> None:
+    path = "/api/chat"
+    async with front.served(at(front, path, leaving_stops=True)) as url:
+        async with httpx.AsyncClient(trust_env=False, verify=False, headers=ALICE) as client:
+            async with client.stream("POST", url + path, json=body(path, "stream both")) as first:
+                await _until(lambda: "stream both" in front.threads)
+                async with client.stream("GET", f"{url}{path}/p1/stream") as second:
+                    async for piece in second.aiter_text():
+                        if "Olá" in piece:
+                            break
+                front.gates["both"].set()
+                text = "".join([piece async for piece in first.aiter_text()])
+    assert '"finish"' in text
+
+
 async def test_who_leaves_before_an_answer_in_one_piece_is_one_who_leaves(front: Front) -> None:
     path = "/v1/chat/completions"
     asked = {**body(path, "stream off"), "stream": False}
     async with front.served(at(front, path, leaving_stops=True)) as url:
-        async with httpx.AsyncClient(trust_env=False, headers=ALICE) as client:
+        async with httpx.AsyncClient(trust_env=False, verify=False, headers=ALICE) as client:
             asking = asyncio.ensure_future(client.post(url + path, json=asked))
             await _until(lambda: "stream off" in front.threads)
             asking.cancel()
@@ -224,7 +279,7 @@ async def test_who_leaves_before_an_answer_in_one_piece_is_one_who_leaves(front:
 
 
 async def _leave(url: str, asked: dict[str, Any]) -> None:
-    async with httpx.AsyncClient(trust_env=False, headers=ALICE) as client:
+    async with httpx.AsyncClient(trust_env=False, verify=False, headers=ALICE) as client:
         async with client.stream("POST", url, json=asked) as answer:
             async for piece in answer.aiter_text():
                 if "Olá" in piece:
@@ -254,10 +309,9 @@ async def _stored(front: Front, message: str, status: str = "succeeded") -> list
 
 
 async def test_who_does_not_read_holds_up_nobody_and_is_given_up(
-    worker_config: WorkerConfig, caplog: pytest.LogCaptureFixture
+    front: Front, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = "/api/chat"
-    front = Front.of(worker_config)
     asked = json.dumps(body(path, "flood 256")).encode()  # 16 MB
     request = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer alice\r\ncontent-type: application/json\r\n"
     with caplog.at_level(logging.WARNING), socket.socket() as deaf:
@@ -268,7 +322,7 @@ async def test_who_does_not_read_holds_up_nobody_and_is_given_up(
             host, _, port = url.removeprefix("http://").partition(":")
             await loop.sock_connect(deaf, (host, int(port)))
             await loop.sock_sendall(deaf, f"{request}content-length: {len(asked)}\r\n\r\n".encode() + asked)
-            async with httpx.AsyncClient(trust_env=False, headers=ALICE) as client:
+            async with httpx.AsyncClient(trust_env=False, verify=False, headers=ALICE) as client:
                 other = await client.post(url + path, json=body(path, "echo", "p2"))
             assert '"finish"' in other.text
             texts = await _stored(front, "flood 256")
@@ -281,12 +335,12 @@ async def test_who_does_not_read_holds_up_nobody_and_is_given_up(
 
 
 async def test_a_repeat_at_another_process_waits_for_the_whole_answer(
-    front: Front, worker_config: WorkerConfig
+    worker_config: WorkerConfig,
 ) -> None:
     path = "/api/chat"
-    elsewhere = Front.of(worker_config)
+    front, elsewhere = Front.of(worker_config), Front.of(worker_config)
     async with front.served(at(front, path)) as here, elsewhere.served(at(elsewhere, path)) as there:
-        async with httpx.AsyncClient(trust_env=False, headers=ALICE, timeout=20) as client:
+        async with httpx.AsyncClient(trust_env=False, verify=False, headers=ALICE, timeout=20) as client:
             await _leave(here + path, body(path, "stream one"))
             async with client.stream("POST", there + path, json=body(path, "stream one")) as again:
                 front.gates["one"].set()
@@ -294,6 +348,7 @@ async def test_a_repeat_at_another_process_waits_for_the_whole_answer(
     assert "mundo" in text
     assert text.endswith("[DONE]\n\n")
     assert (front.ran, elsewhere.ran) == (["stream one"], [])
+    await front.worker.close()
     await elsewhere.worker.close()
 
 
