@@ -60,7 +60,6 @@ MAX_URL = 8192
 AGAIN = 0.5  # seconds between two looks at a turn that another process is at
 SORRY = "Something went wrong."
 _IDENTITY = frozenset(one.name for one in fields(Identity))
-_DISPATCHED = ("organization_id", "workspace_id", "user_id", "user_name", "user_email", "user_role")
 _person = attrgetter("organization_id", "workspace_id", "user_id")
 _STATUS = {
     "UNAUTHENTICATED": 401,
@@ -275,7 +274,7 @@ class Door:
             recalled = await self._recall(person, asked) if asked.earlier else None
             stream = await self.worker.dispatch(
                 handler,
-                **{name: getattr(person, name) for name in _DISPATCHED},
+                metadata=person,
                 worker_id=self.served,
                 thread_id=recalled or asked.thread_id,
                 content=asked.content,

@@ -117,9 +117,16 @@ async def test_what_the_hook_may_not_say_lets_nobody_in(front: Front, found: Any
 
 
 async def test_the_hook_may_say_an_identity(front: Front) -> None:
-    identity = Identity(organization_id="o", workspace_id="w", user_id="dora", user_role="member")
-    async with inside(front, "/ag-ui", who=lambda request: identity) as client:
-        assert "dora" in (await client.post("/ag-ui", json=body("/ag-ui", "echo"))).text
+    identity = Identity(organization_id="o", workspace_id="w", user_id="dora", organization_role="owner")
+    seen: list[Identity] = []
+
+    async def handler(identity: Identity) -> str:
+        seen.append(identity)
+        return "Yes."
+
+    async with inside(front, "/ag-ui", who=lambda request: identity, handler=handler) as client:
+        assert "Yes." in (await client.post("/ag-ui", json=body("/ag-ui", "echo"))).text
+    assert seen == [identity]
 
 
 @every_door
