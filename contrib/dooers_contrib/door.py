@@ -16,12 +16,13 @@ import inspect
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
+from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from operator import attrgetter
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 from uuid import NAMESPACE_URL, uuid5
 
 from attrs import asdict, define, field, fields, frozen
@@ -42,9 +43,9 @@ from dooers import (
     WorkerServer,
     check_content,
 )
-from dooers_contrib.telling import EventStream, Telling, Told, disconnect
+from dooers_contrib.telling import EventStream, Telling, Told, Voice, disconnect
 
-__all__ = ["KEEP_ALIVE", "MAX_BODY", "PATIENCE", "Asked", "Door", "Refused", "Turn", "Voice", "Who", "fault", "text_at"]
+__all__ = ["KEEP_ALIVE", "MAX_BODY", "PATIENCE", "Asked", "Door", "Refused", "Turn", "Who", "fault", "text_at"]
 
 log = logging.getLogger("dooers")
 
@@ -57,7 +58,7 @@ MAX_BODY = 16 * 1024 * 1024  # front ends send the whole conversation each time,
 KEEP_ALIVE = 15.0
 PATIENCE = 60.0
 MAX_URL = 8192
-AGAIN = 0.5  # seconds between two looks at a turn that another process is at
+AGAIN, LONGEST_PAUSE = 0.5, 8.0  # seconds between two looks at a turn that another process is at
 SORRY = "Something went wrong."
 _IDENTITY = frozenset(one.name for one in fields(Identity))
 _person = attrgetter("organization_id", "workspace_id", "user_id")
@@ -124,18 +125,6 @@ class Asked:
     earlier: Sequence[tuple[Literal["user", "assistant"], str]] = ()
 
 
-class Voice(Protocol):
-    """How a protocol says it: frames of its stream."""
-
-    def begin(self) -> Iterable[str]:
-        """What comes before everything."""
-        ...
-
-    def say(self, told: Told) -> Iterable[str]:
-        """A step."""
-        ...
-
-
 @define(eq=False)
 class Turn:
     """A message that was taken, and how many read its answer. `again` gives a repeat once more, to see what became of the first one."""
@@ -191,6 +180,8 @@ class Door:
         if not isinstance(found, Identity) or not found.user_id:
             # Nobody is no person: all nobodies would share their conversations.
             raise TypeError(f"{self.name}(who): expected a mapping with a user_id, an Identity or None")
+        if found.expires_at is not None and found.expires_at <= datetime.now(UTC):
+            raise Refused(401, "UNAUTHENTICATED", "the proof of who you are has expired")
         return found
 
     async def body(self, request: Request) -> dict[str, Any]:
@@ -352,9 +343,10 @@ class Door:
             turn.readers -= 1
 
     async def _told(self, turn: Turn) -> AsyncGenerator[Told, None]:
+        pause = AGAIN
         while turn.running_elsewhere:
-            await asyncio.sleep(AGAIN)
-            turn = await turn.again()
+            await asyncio.sleep(pause)
+            turn, pause = await turn.again(), min(2 * pause, LONGEST_PAUSE)
         stream, telling, ended = turn.stream, Telling(), None
         status, error = "succeeded", ""
         # Left early, it cancels nothing: the stream is detached, or a repeat.

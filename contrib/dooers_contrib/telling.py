@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from mimetypes import guess_type
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from attrs import define, field, frozen
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from dooers import ContentPart, DocumentPart, ImagePart, WorkerEvent
 
-__all__ = ["EventStream", "Telling", "Told", "disconnect", "file_part", "link", "mime_type_of", "sse"]
+__all__ = ["EventStream", "Telling", "Told", "Voice", "disconnect", "file_part", "link", "mime_type_of", "sse"]
 
 log = logging.getLogger("dooers")
 MAX_NAME = 255
@@ -36,6 +36,18 @@ class Told:
     kind: str
     id: str = ""
     data: Mapping[str, Any] = field(factory=dict)
+
+
+class Voice(Protocol):
+    """How a protocol says it: frames of its stream."""
+
+    def begin(self) -> Iterable[str]:
+        """What comes before everything."""
+        ...
+
+    def say(self, told: Told) -> Iterable[str]:
+        """A step."""
+        ...
 
 
 # ---------------------------------------------------------------- events to steps

@@ -6,18 +6,24 @@ import asyncio
 import json
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 from attrs import evolve
 from dooers_contrib import ag_ui, ai_sdk, openai_api
 from dooers_contrib.door import Door
+from dooers_contrib.jwt import JwtAuthenticator
 from dooers_contrib.telling import Telling, Told, file_part, link, mime_type_of
 from front import Front, who
+from starlette.requests import Request
 
 from dooers import (
+    AuthRequest,
     ConfigError,
     DocumentPart,
     ForbiddenError,
@@ -127,6 +133,34 @@ async def test_the_hook_may_say_an_identity(front: Front) -> None:
     async with inside(front, "/ag-ui", who=lambda request: identity, handler=handler) as client:
         assert "Yes." in (await client.post("/ag-ui", json=body("/ag-ui", "echo"))).text
     assert seen == [identity]
+
+
+async def test_an_authenticate_hook_serves_as_one(front: Front) -> None:
+    key = "a key that the issuer and the worker share"
+    claims = {"organization_id": "org", "workspace_id": "workspace"}
+    authenticate = JwtAuthenticator(
+        issuer="https://id.example.com", audience="doors", key=key, algorithms=["HS256"], claims=claims
+    )
+    nobody = Identity(organization_id="", workspace_id="", user_id="")
+
+    async def hook(request: Request) -> Identity:
+        return await authenticate(AuthRequest.of(request.scope, "worker", nobody, None))
+
+    told = {"iss": "https://id.example.com", "aud": "doors", "sub": "eve", "org": "o", "workspace": "w"}
+    token = jwt.encode({**told, "exp": time.time() + 60}, key, "HS256")
+    async with inside(front, "/ag-ui", who=hook) as client:
+        for sent, status in ((token, 200), (token[:-2], 401)):
+            headers = {"authorization": f"Bearer {sent}"}
+            answer = await client.post("/ag-ui", json=body("/ag-ui", "echo"), headers=headers)
+            assert answer.status_code == status
+    assert front.ran == ["echo"]
+
+
+async def test_who_has_expired_is_a_stranger(front: Front) -> None:
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    identity = Identity(organization_id="o", workspace_id="w", user_id="dora", expires_at=past)
+    async with inside(front, "/ag-ui", who=lambda request: identity) as client:
+        assert (await client.post("/ag-ui", json=body("/ag-ui", "echo"))).status_code == 401
 
 
 @every_door
