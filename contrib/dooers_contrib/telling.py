@@ -100,8 +100,8 @@ class Telling:
         id = data["id"]
         if (
             id not in self.calls
-        ):  # a handler need not give ids: then it is the last open call of that name, if there is one
-            id = next((one for one, name in reversed(self.calls.items()) if name == data["name"]), id)
+        ):  # a handler need not give ids: then it is the oldest open call of that name, if there is one
+            id = next((one for one, name in self.calls.items() if name == data["name"]), id)
         if id not in self.calls:
             yield self._call(data)
         del self.calls[id]

@@ -302,6 +302,8 @@ async def test_who_leaves_stops_nothing_that_somebody_else_reads(front: Front) -
                     async for piece in second.aiter_text():
                         if "Olá" in piece:
                             break
+                for _ in range(5):  # until the server has seen it leave
+                    await client.post(f"{url}/gate/none")
                 front.gates["both"].set()
                 text = "".join([piece async for piece in first.aiter_text()])
     assert '"finish"' in text
@@ -435,6 +437,14 @@ def test_steps_of_what_a_handler_says() -> None:
         ("run_end", ""),
         ("text_end", "b"),
     ]
+
+
+def test_results_without_an_id_belong_to_the_calls_of_their_name_in_order() -> None:
+    telling = Telling()
+    said = [("tool_call", "1", "dice"), ("tool_call", "2", "dice"), ("tool_call", "3", "clock")]
+    said += [("tool_result", "x", "dice"), ("tool_result", "3", "clock"), ("tool_result", "y", "dice")]
+    events = [WorkerEvent(kind, {"id": id, "name": name}) for kind, id, name in said]  # type: ignore[arg-type]
+    assert [told.id for event in events for told in telling.take(event)] == ["1", "2", "3", "1", "3", "2"]
 
 
 def test_files_by_what_their_urls_say() -> None:
