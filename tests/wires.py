@@ -60,7 +60,7 @@ class Asked:
 
 @define(eq=False)
 class Vendor:
-    """Answers with `replies` in turn, whoever asks for what; `answers` answers who gets none of these."""
+    """Answers with `replies` in turn, whoever asks for what. `left`: somebody has gone away in the middle of an answer."""
 
     url: str = ""
     replies: list[Reply] = Factory(list)
@@ -81,7 +81,7 @@ class Vendor:
                     continue
                 self.asked.append(Asked(path, headers, json.loads(body)))
                 reply = self.replies.pop(0)
-                await say(writer, reply)
+                await say(writer, reply, reader)
                 if reply.breaks:
                     break
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -90,7 +90,7 @@ class Vendor:
             writer.close()
 
 
-async def say(writer: asyncio.StreamWriter, reply: Reply) -> None:
+async def say(writer: asyncio.StreamWriter, reply: Reply, reader: asyncio.StreamReader | None = None) -> None:
     lines = [
         f"HTTP/1.1 {reply.status} Status",
         f"content-type: {reply.kind}",
@@ -109,7 +109,7 @@ async def say(writer: asyncio.StreamWriter, reply: Reply) -> None:
         await body(reply.body)
     else:
         await body(reply.body[: reply.first])
-        await reply.until.wait()
+        await until(reply.until, reader)
         await body(reply.body[reply.first :])
     if reply.breaks:
         # What was written is on its way before the connection is reset.
@@ -119,6 +119,19 @@ async def say(writer: asyncio.StreamWriter, reply: Reply) -> None:
     else:
         writer.write(b"0\r\n\r\n")
         await writer.drain()
+
+
+async def until(event: asyncio.Event, reader: asyncio.StreamReader | None) -> None:
+    """Wait for it, or find out that whoever asked is gone."""
+    happened = asyncio.create_task(event.wait())
+    gone = asyncio.create_task(asyncio.Event().wait() if reader is None else reader.read(1))
+    try:
+        await asyncio.wait([happened, gone], return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() and gone.result() == b"":
+            raise ConnectionResetError("whoever asked is gone")
+    finally:
+        happened.cancel()
+        gone.cancel()
 
 
 @asynccontextmanager
