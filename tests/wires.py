@@ -60,11 +60,13 @@ class Asked:
 
 @define(eq=False)
 class Vendor:
-    """Answers with `replies` in turn, whoever asks for what. `left`: somebody has gone away in the middle of an answer."""
+    """Answers with `replies` in turn, whoever asks for what. `called`: somebody has asked; `left`: somebody has gone away
+    in the middle of an answer."""
 
     url: str = ""
     replies: list[Reply] = Factory(list)
     asked: list[Asked] = Factory(list)
+    called: asyncio.Event = Factory(asyncio.Event)
     left: asyncio.Event = Factory(asyncio.Event)
     token: bytes = b'{"access_token": "from-the-account", "expires_in": 3600, "token_type": "Bearer"}'
 
@@ -80,6 +82,7 @@ class Vendor:
                     await say(writer, Reply(self.token, kind="application/json"))
                     continue
                 self.asked.append(Asked(path, headers, json.loads(body)))
+                self.called.set()
                 reply = self.replies.pop(0)
                 await say(writer, reply, reader)
                 if reply.breaks:

@@ -53,7 +53,7 @@ async def _read(send: WorkerSend, events: AsyncIterator[Any], author: str | None
                 yield send.tool_call(call.tool_name, _arguments(call), id=call.tool_call_id)
             case (
                 told.FunctionToolResultEvent(part=result)
-                | told.PartEndEvent(part=told.NativeToolReturnPart() as result)
+                | told.PartStartEvent(part=told.NativeToolReturnPart() as result)
             ):
                 yield send.tool_result(result.tool_name, readable(result.model_response_str()), id=result.tool_call_id)
 

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from dooers import HandlerError, WorkerConfig, WorkerEvent, WorkerServer
 
-__all__ = ["WHO", "Turn", "ask", "stop"]
+__all__ = ["WHO", "Turn", "ask", "leave", "stop"]
 
 WHO: dict[str, Any] = {"organization_id": "org", "workspace_id": "main", "user_id": "alice"}
 
@@ -85,8 +85,10 @@ async def ask(config: WorkerConfig, handler: Callable[..., AsyncIterator[WorkerE
     return Turn(pieces, told, stored[1:], run.status, error)
 
 
-async def stop(config: WorkerConfig, handler: Callable[..., AsyncIterator[WorkerEvent]], begun: Event) -> list[Any]:
-    """Ask, and stop the turn when `begun` is set. The assistant's texts that are stored."""
+async def stop(
+    config: WorkerConfig, handler: Callable[..., AsyncIterator[WorkerEvent]], begun: Event | None = None
+) -> list[Any]:
+    """Ask, and stop the turn when `begun` is set, or a piece of text was seen. The assistant's texts that are stored."""
     worker = WorkerServer(config)
 
     @worker.handler
@@ -97,10 +99,28 @@ async def stop(config: WorkerConfig, handler: Callable[..., AsyncIterator[Worker
 
     async with worker.lifespan(), timeout(30):
         stream = await worker.dispatch(message="Well?", **WHO)
-        stream.detach()
-        await begun.wait()
+        if begun is None:
+            events = stream.events(deltas=True)
+            while (await anext(events)).send_type != "delta":
+                pass
+        else:
+            stream.detach()
+            await begun.wait()
         assert await worker.cancel(thread_id=stream.thread_id) == 1
         assert stream.status == "canceled"
         repository = await worker.repository()
         stored = await repository.list_events({"thread_id": stream.thread_id}, {"direction": "asc"})
     return [event.text for event in stored if event.type == "message" and event.actor == "assistant"]
+
+
+async def leave(config: WorkerConfig, handler: Callable[..., AsyncIterator[WorkerEvent]], at: str) -> None:
+    """Ask, and go away while the handler stands at the `yield` of an event of this kind."""
+    worker = WorkerServer(config)
+    worker.handler(handler)
+    async with worker.lifespan(), timeout(30):
+        stream = await worker.dispatch(message="Well?", **WHO)
+        events = aiter(stream)
+        while (await anext(events)).send_type != at:
+            pass
+        await events.aclose()  # type: ignore[attr-defined]
+        assert stream.status == "canceled"
