@@ -135,6 +135,7 @@ async def until(event: asyncio.Event, reader: asyncio.StreamReader | None) -> No
     finally:
         happened.cancel()
         gone.cancel()
+        await asyncio.wait([happened, gone])  # or the next request could not be read
 
 
 @asynccontextmanager

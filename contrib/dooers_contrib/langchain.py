@@ -57,7 +57,7 @@ async def _read(it: Answer, stream: Any) -> AsyncGenerator[str, None]:
 def whole(messages: list[AIMessage]) -> AIMessage:
     """A message of its chunks; one that came whole is that already."""
     first, *others = messages
-    return first + others if others else first  # type: ignore[return-value, operator]  # chunks, where there are several
+    return first + others if others else first  # type: ignore[return-value]  # they are chunks where there are several
 
 
 def called(message: AIMessage) -> list[ToolCall]:
