@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from agents import RunResultStreaming
@@ -62,8 +63,8 @@ def _input(part: dict[str, Any]) -> dict[str, Any]:
 async def _read(send: WorkerSend, result: RunResultStreaming, author: str | None) -> AsyncGenerator[Part, None]:
     name, item = author, 0
     names: dict[str | None, str] = {}  # of the tools, by the id of their call
-    try:
-        async for event in result.stream_events():
+    async with aclosing(_events(result)) as events:
+        async for event in events:
             if event.type == "agent_updated_stream_event":
                 name = author or event.new_agent.name
             elif event.type == "run_item_stream_event":
@@ -77,10 +78,30 @@ async def _read(send: WorkerSend, result: RunResultStreaming, author: str | None
                 item += 1
                 if (called := _call(send, event.data.item, names)) is not None:
                     yield called
+
+
+async def _events(result: RunResultStreaming) -> AsyncGenerator[Any, None]:
+    """The events of a run, read at once: when a run fails, the SDK drops those that nobody has read yet."""
+    read: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def reading() -> None:
+        try:
+            async for event in result.stream_events():
+                read.put_nowait(event)
+        finally:
+            read.put_nowait(None)
+
+    task = asyncio.create_task(reading())
+    try:
+        while (event := await read.get()) is not None:
+            yield event
+        await task
     finally:
         result.cancel()
-        if result.run_loop_task is not None:
-            await asyncio.wait({result.run_loop_task})
+        task.cancel()
+        await asyncio.wait({task, result.run_loop_task or task})
+        if not task.cancelled():
+            task.exception()  # where it failed and nobody is left to hear of it
 
 
 def _call(send: WorkerSend, item: Any, names: dict[str | None, str]) -> WorkerEvent | None:

@@ -266,6 +266,22 @@ async def test_an_answer_that_fails_in_the_middle_fails_the_turn_and_keeps_what_
     assert turn.error is not None
 
 
+async def test_what_was_said_before_a_run_failed_is_read_by_the_slowest_reader(asking: Asking) -> None:
+    asking.vendor.replies = [Reply(response(said("It was a dark"), called("a", "fatal")))]
+    result = Runner.run_streamed(asking.agent(fatal), "Well?", run_config=RUN)
+    read: list[Any] = []
+    with pytest.raises(UserError):
+        async for event in openai_agents.answer(WorkerSend(), result):
+            if event.send_type != "stream":
+                read.append(event.send_type)
+                continue
+            async for piece in event.data["source"]:
+                read.append(piece)
+                assert result.run_loop_task is not None
+                await asyncio.wait({result.run_loop_task})
+    assert read == ["It", " was", " a", " dark", "tool_call"]
+
+
 async def test_a_run_that_goes_round_and_round_and_a_guardrail_fail_the_turn(asking: Asking) -> None:
     turn = await asking.ask(asking.agent(weather), response(called("a", "weather", '{"city": "Lisbon"}')), max_turns=1)
     assert (turn.status, type(turn.error)) == ("failed", MaxTurnsExceeded)
