@@ -23,7 +23,9 @@ from wires import Reply, Vendor, a_vendor, anthropic, chat, refused, tool_use
 
 from dooers import WorkerConfig, WorkerEvent, WorkerSend
 
-INPUT: dict[str, Any] = {"messages": [{"role": "user", "content": "Well?"}]}
+# With a history, none of which may be told again.
+HISTORY = [("user", "Hello."), ("assistant", "I am here."), ("user", "Well?")]
+INPUT: dict[str, Any] = {"messages": [{"role": role, "content": text} for role, text in HISTORY]}
 CUTS = [7, 1 << 20]
 
 
