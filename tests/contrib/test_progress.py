@@ -43,18 +43,37 @@ async def story(telling: Telling) -> list[Any]:
 
 
 async def test_texts_and_what_is_between_them_come_in_order() -> None:
-    parts = [Said(1, "a"), Said(1, "b"), Done(1), send.tool_call("look"), Done(2), Said(3, "c")]
+    parts: list[Part] = [Said(1, "a"), Said(1, "b"), Done(1), send.tool_call("look"), Done(2), Said(3, "c")]
     assert await story(Telling(*parts)) == [["a", "b"], "look", ["c"]]
 
 
 async def test_what_happens_while_a_message_is_written_waits_for_its_end() -> None:
     call = send.tool_call("look")
-    parts = [Said(1, "a"), Said(2, "x"), call, Said(1, "b"), Said(2, "y"), Done(2), Done(1), Said(3, "c"), Done(3)]
+    parts: list[Part] = [
+        Said(1, "a"),
+        Said(2, "x"),
+        call,
+        Said(1, "b"),
+        Said(2, "y"),
+        Done(2),
+        Done(1),
+        Said(3, "c"),
+        Done(3),
+    ]
     assert await story(Telling(*parts)) == [["a", "b"], ["x", "y"], "look", ["c"]]
 
 
 async def test_a_message_that_began_while_another_was_written_goes_on_live() -> None:
-    parts = [Said(1, "a"), Said(2, "x"), Done(1), Said(2, "y"), Said(3, "m"), Said(2, "z"), Done(2), Done(3)]
+    parts: list[Part] = [
+        Said(1, "a"),
+        Said(2, "x"),
+        Done(1),
+        Said(2, "y"),
+        Said(3, "m"),
+        Said(2, "z"),
+        Done(2),
+        Done(3),
+    ]
     assert await story(Telling(*parts)) == [["a"], ["x", "y", "z"], ["m"]]
 
 
@@ -79,7 +98,7 @@ async def test_a_text_that_is_closed_before_its_end_ends_the_run_and_one_that_is
     source = (await anext(events)).data["source"]
     assert await pieces(source) == ["a"]
     await source.aclose()
-    assert not telling.ended
+    assert bool(telling.ended) is False
     source = (await anext(events)).data["source"]
     await source.aclose()
     assert telling.ended
