@@ -20,6 +20,10 @@ class Telling:
         self.parts = parts
         self.ended = False
 
+    @property
+    def running(self) -> bool:
+        return not self.ended
+
     async def __call__(self) -> AsyncGenerator[Part, None]:
         try:
             for part in self.parts:
@@ -98,7 +102,7 @@ async def test_a_text_that_is_closed_before_its_end_ends_the_run_and_one_that_is
     source = (await anext(events)).data["source"]
     assert await pieces(source) == ["a"]
     await source.aclose()
-    assert bool(telling.ended) is False
+    assert telling.running
     source = (await anext(events)).data["source"]
     await source.aclose()
     assert telling.ended
