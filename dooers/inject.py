@@ -226,7 +226,7 @@ class InjectedHandler:
         return self.plan.name
 
     @asynccontextmanager
-    async def run(self, values: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Any]]:
+    async def run(self, values: Mapping[str, Any]) -> AsyncIterator[AsyncGenerator[Any, None]]:
         """The handler's events; on the way out its generator is closed first, then its dependencies, in bounded time."""
         scope = _Scope(values, self.kept)
         async with _bounded_exit(scope.stack, self.teardown_timeout):
@@ -240,7 +240,7 @@ class InjectedHandler:
                 yield result
 
 
-async def _one(result: Awaitable[str | WorkerEvent | None]) -> AsyncIterator[Any]:
+async def _one(result: Awaitable[str | WorkerEvent | None]) -> AsyncGenerator[Any, None]:
     """A coroutine handler as a generator of what it returns."""
     value = await result
     if value is not None:
