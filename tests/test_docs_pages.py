@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shlex
 import shutil
@@ -104,6 +105,7 @@ def started(
             cwd=cwd,
             stdout=out,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that what it starts can be ended with it
             env={"PATH": "", "HOME": str(cwd), "PYTHONPATH": f"{cwd}:{ROOT}:{ROOT / 'contrib'}", **environment},
         )
     try:
@@ -115,7 +117,8 @@ def started(
             time.sleep(0.02)
         raise AssertionError(f"{command[0]} did not come up:\n{log.read_text(errors='replace')}")
     finally:
-        process.kill()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(WITHIN)
 
 
