@@ -132,7 +132,11 @@ def line(name: str, **others: str) -> list[str]:
 
 SERVERS = {
     "uvicorn": (line("uvicorn", port="0"), r"running on http://(\S+)", -signal.SIGTERM),
-    "gunicorn": (line("gunicorn", bind="127.0.0.1:0"), r"Listening at: http://(\S+)", 0),
+    "gunicorn": (
+        line("gunicorn", bind="127.0.0.1:0"),
+        r"Listening at: http://(\S+)(?s:.*Application startup complete){4}",
+        0,
+    ),
 }
 
 
