@@ -52,17 +52,14 @@ async def agent(incoming: WorkerIncoming, send: WorkerSend, model: Model) -> Asy
 
 # ---------------------------------------------------------------- the queue, and cron
 
-jobs = App(
-    connector=PsycopgConnector(
-        conninfo=make_conninfo(
-            host=config.database_host,
-            port=config.database_port,
-            user=config.database_user,
-            password=config.database_password or None,
-            dbname=config.database_name,
-        )
-    )
+connection = make_conninfo(
+    host=config.database_host,
+    port=config.database_port,
+    user=config.database_user,
+    password=config.database_password or None,
+    dbname=config.database_name,
 )
+jobs = App(connector=PsycopgConnector(conninfo=connection))
 again = RetryStrategy(max_attempts=50, wait=5, retry_exceptions=[NotYetError])
 
 

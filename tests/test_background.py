@@ -216,66 +216,90 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
 # ---------------------------------------------------------------- what holds for both
 
 
-async def test_a_question_is_answered_once_however_often_it_comes_and_as_often_as_it_fails(site: Site) -> None:
-    site.start()
-    async with site.person() as person:
-        keys = {await site.post("hello", "once", "the same") for _ in range(3)}
-        await site.post("fails 2", "failing")
-        assert await answered(person, "once", site, "re: hello") == ["hello", "re: hello"]
-        assert (keys, site.asked("hello")) == ({"the same"}, 1)
-
-        notice = "Something went wrong."
-        failed = await answered(person, "failing", site, "re: fails 2")
-        assert [text.split(" If")[0] for text in failed] == ["fails 2", notice] * 2 + ["fails 2", "re: fails 2"]
-
-        (site.home / "asked-fails").unlink()
-        key = await site.post("fails 9", "hopeless")
-        thread_id = await thread_of(person, "hopeless", site)
-        await site.settle()
-        assert (len(await told(person, thread_id)), site.asked("fails")) == (6, 3)
-        assert f"{key}: failed 3 times" in site.said
-
-        await site.post("hello", "once", "the same")
-        await site.settle()
-        assert len(await told(person, await thread_of(person, "once", site))) == 2
-
-
-async def test_a_turn_whose_process_is_killed_is_answered_by_another_process(site: Site) -> None:
-    first = site.start()
-    async with site.person() as person:
-        await site.post("hangs", "killed")
-        thread_id = await thread_of(person, "killed", site)
-        await running(person, thread_id, site)
-        first.send_signal(signal.SIGKILL)
-        first.wait(WITHIN)
-        await site.bury()
-        site.start()
-        after = await answered(person, "killed", site, "re: hangs")
-        assert [text.split(".")[0] for text in after] == ["hangs", "The answer broke off", "hangs", "re: hangs"]
-        assert site.asked("hangs") == 2
-
-
-async def test_a_process_that_is_asked_to_end_finishes_its_job(site: Site) -> None:
+async def test_whatever_happens_to_a_job_it_is_answered_once(site: Site) -> None:
     process = site.start()
     async with site.person() as person:
+        for _ in range(3):
+            await site.post("hello", "once", "the same")
+        await site.post("fails 2", "failing")
+        hopeless = await site.post("fails 9", "hopeless")
+        stopped = await site.post("waits", "stopper")
+
+        waiting = await thread_of(person, "stopper", site)
+        await running(person, waiting, site)
+        await person.cancel(thread_id=waiting)
+
+        assert await answered(person, "once", site, "re: hello") == ["hello", "re: hello"]
+        notice = "Something went wrong."
+        failing = await answered(person, "failing", site, "re: fails 2")
+        assert [text.split(" If")[0] for text in failing] == ["fails 2", notice] * 2 + ["fails 2", "re: fails 2"]
+        given_up = await told(person, await thread_of(person, "hopeless", site))
+        assert [text.split(" If")[0] for text in given_up] == ["fails 9", notice] * 3
+        assert f"{hopeless}: failed 3 times" in site.said
+
+        # They come again when they are over, and with the last one the process is asked to end.
+        await site.post("hello", "once", "the same")
+        await site.post("waits", "stopper", stopped)
+        await site.settle()
         await site.post("slow", "patient")
-        thread_id = await thread_of(person, "patient", site)
-        await running(person, thread_id, site)
+        await running(person, await thread_of(person, "patient", site), site)
         process.send_signal(signal.SIGTERM)
         await until(lambda: logged(site, ("shutting down", "Stop requested")), site)
         (site.home / "go").touch()
         assert await answered(person, "patient", site, "re: slow") == ["slow", "re: slow"]
         assert await asyncio.to_thread(process.wait, WITHIN) == 0
 
+        assert await told(person, await thread_of(person, "once", site)) == ["hello", "re: hello"]
+        assert await told(person, waiting) == ["waits"]
+        asked = {question: site.asked(question) for question in ("hello", "fails 2", "fails 9", "waits", "slow")}
+        assert asked == {"hello": 1, "fails 2": 3, "fails 9": 3, "waits": 1, "slow": 1}
 
-async def test_an_answer_that_somebody_stops_is_not_begun_again(site: Site) -> None:
-    site.start()
+
+async def test_a_turn_whose_process_is_killed_is_answered_by_another_process(site: Site) -> None:
+    first = site.start()
     async with site.person() as person:
-        key = await site.post("waits", "stopper")
-        thread_id = await thread_of(person, "stopper", site)
-        await running(person, thread_id, site)
-        await person.cancel(thread_id=thread_id)
-        await site.settle()
-        await site.post("waits", "stopper", key)
-        await site.settle()
-        assert await told(person, thread_id) == ["waits"]
+        await site.post("hangs", "killed")
+        await running(person, await thread_of(person, "killed", site), site)
+        first.send_signal(signal.SIGKILL)
+        first.wait(WITHIN)
+        await site.bury()
+        site.start()
+        after = await answered(person, "killed", site, "re: hangs")
+    assert [text.split(".")[0] for text in after] == ["hangs", "The answer broke off", "hangs", "re: hangs"]
+    assert site.asked("hangs") == 2
+
+
+async def test_a_job_is_stored_with_what_it_belongs_to_and_cron_has_one_message_a_tick(on_postgres: Site) -> None:
+    # In a process of its own, as the example reads its database from the environment.
+    program = """
+import asyncio, psycopg
+from examples.background_job import connection, every_morning, jobs, question
+
+async def order(number, fails):
+    async with await psycopg.AsyncConnection.connect(connection) as session:
+        async with session.transaction():
+            await session.execute("CREATE TABLE orders (number int)")
+            queued = question.configure(connection=session)
+            await queued.defer_async(key=f"order/{number}", user_id="customer", text=f"I ordered {number}.")
+            if fails:
+                raise psycopg.Rollback
+
+async def main():
+    async with jobs.open_async():
+        await order(1, fails=True)
+        await order(2, fails=False)
+        for _ in range(2):
+            await every_morning.defer_async(timestamp=1_795_417_200)
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=on_postgres.home, check=True, timeout=WITHIN)
+    on_postgres.start()
+    try:
+        async with on_postgres.person() as person:
+            ordered = await answered(person, "customer", on_postgres, "re: I ordered 2.")
+            morning = await answered(person, "ana", on_postgres, "re: What is new today?")
+    finally:
+        on_postgres.end()
+    assert ordered == ["I ordered 2.", "re: I ordered 2."]
+    assert morning == ["What is new today?", "re: What is new today?"]

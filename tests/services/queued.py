@@ -17,11 +17,14 @@ __all__ = ["misbehaving"]
 
 
 async def misbehaving(question: str) -> str:
-    """`fails 2`: so many times. `hangs`: the first time, until its process is killed; `waits`: each time. Each time it was asked leaves a line."""
+    """`fails 2`: so many times. `hangs`: the first time, until its process is killed; `waits`: each time. `slow`: until there is a file `go`.
+
+    Each time it is asked leaves a line.
+    """
     word, _, times = question.partition(" ")
-    asked = Path(f"asked-{word}")
+    asked = Path(f"asked-{question}")
     with asked.open("a") as lines:
-        lines.write(f"{question}\n")
+        lines.write("asked\n")
     count = len(asked.read_text().splitlines())
     if word == "fails" and count <= int(times):
         raise RuntimeError("as you wish")
