@@ -14,6 +14,7 @@ dooers chat ws://127.0.0.1:8000/worker/ws --user ana           (shows the conver
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from dooers_contrib.jobs import NotYetError, answer
 from procrastinate import App, PsycopgConnector, RetryStrategy
@@ -72,7 +73,12 @@ async def question(key: str, user_id: str, text: str) -> None:
 @jobs.task(retry=again)
 async def every_morning(timestamp: int) -> None:
     """One job a day, however many processes there are."""
-    who = {"organization_id": "org", "workspace_id": "main", "user_id": "ana", "thread_id": "mornings-of-ana"}
+    who: dict[str, Any] = {
+        "organization_id": "org",
+        "workspace_id": "main",
+        "user_id": "ana",
+        "thread_id": "mornings-of-ana",
+    }
     await answer(worker, f"morning/{timestamp}", **who, message="What is new today?")
 
 

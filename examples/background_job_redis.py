@@ -1,6 +1,6 @@
 """Work in the background, in Redis: jobs that a web endpoint puts into a queue, and one that comes every morning (cron).
 
-The same as `background_job.py`, with streaq. Conversations lie in a SQLite file, so all processes are on one machine; live news go through Redis.
+The same as `background_job.py`, with streaq. Conversations lie in a SQLite file, so all are on one machine; news go through Redis.
 
 pip install 'dooers-workers-server[cli,redis]' streaq
 export REDIS_URL=redis://localhost:6379/0
@@ -94,7 +94,12 @@ async def question(key: str, user_id: str, text: str) -> None:
 @jobs.cron("0 7 * * *", max_tries=50)
 async def every_morning() -> None:
     """One job a day, however many processes there are."""
-    who = {"organization_id": "org", "workspace_id": "main", "user_id": "ana", "thread_id": "mornings-of-ana"}
+    who: dict[str, Any] = {
+        "organization_id": "org",
+        "workspace_id": "main",
+        "user_id": "ana",
+        "thread_id": "mornings-of-ana",
+    }
     await answer(worker, f"morning/{datetime.now(UTC):%Y-%m-%d}", **who, message="What is new today?")
 
 

@@ -60,9 +60,7 @@ class Notes:
         await self._transaction.execute("INSERT INTO notes VALUES (?, ?)", (self._customer, note))
 
     async def all(self) -> list[str]:
-        found = await self._transaction.execute_fetchall(
-            "SELECT note FROM notes WHERE customer = ?", (self._customer,)
-        )
+        found = await self._transaction.execute_fetchall("SELECT note FROM notes WHERE customer = ?", (self._customer,))
         return [str(note) for (note,) in found]
 
 

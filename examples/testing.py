@@ -84,7 +84,7 @@ async def test_the_second_question_waits_for_the_first(worker: WorkerServer, cli
     gate = Gate()
     with worker.override(model=FakeModel([gate, "One."], "Two.")):
         async with worker.lifespan():
-            who = {"organization_id": "org", "workspace_id": "main", "user_id": "ana", "thread_id": "t"}
+            who: dict[str, Any] = {"organization_id": "org", "workspace_id": "main", "user_id": "ana", "thread_id": "t"}
             first = await worker.dispatch(**who, message="First?")
             first.detach()
             second = await worker.dispatch(**who, message="Second?")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,6 +28,7 @@ from serving import ROOT, WITHIN, Served, dooers_run
 from dooers.client import Client, Looked
 
 __all__ = ["redis_url"]
+
 
 @define(eq=False)
 class Site:
@@ -68,7 +69,7 @@ class Site:
 
     @asynccontextmanager
     async def person(self) -> AsyncIterator[Client]:
-        who = {"organization_id": "org", "workspace_id": "main", "user_id": "somebody"}
+        who: dict[str, Any] = {"organization_id": "org", "workspace_id": "main", "user_id": "somebody"}
         async with Client(self.web.ws.replace("/ws", "/worker/ws"), **who) as client:
             yield client
 
@@ -293,7 +294,8 @@ async def main():
 
 asyncio.run(main())
 """
-    subprocess.run([sys.executable, "-c", program], cwd=on_postgres.home, check=True, timeout=WITHIN)
+    command = [sys.executable, "-c", program]
+    await asyncio.to_thread(subprocess.run, command, cwd=on_postgres.home, check=True, timeout=WITHIN)
     on_postgres.start()
     try:
         async with on_postgres.person() as person:

@@ -37,6 +37,13 @@ def served(name: str, here: Path) -> Iterator[Served]:
         assert "Warning" not in process.said
 
 
+def python(here: Path, *command: str) -> str:
+    """What it says, where all is well."""
+    ran = subprocess.run([sys.executable, *command], cwd=here, capture_output=True, text=True, timeout=WITHIN)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
 @pytest.mark.parametrize("name", ["starlette_mount", "litestar_mount"])
 async def test_a_mounted_worker_is_whole_below_its_prefix(name: str, here: Path) -> None:
     with served(f"{name}:app", here) as host:
@@ -55,19 +62,17 @@ async def test_a_mounted_worker_is_whole_below_its_prefix(name: str, here: Path)
 
 
 async def test_django_tells_the_worker_who_is_logged_in(here: Path) -> None:
-    def manage(*command: str) -> str:
-        ran = subprocess.run([sys.executable, *command], cwd=here, capture_output=True, text=True, timeout=WITHIN)
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
+    async def manage(*command: str) -> None:
+        await asyncio.to_thread(python, here, *command)
 
-    manage("-m", "examples.django_asgi", "migrate", "--verbosity=0")
+    await manage("-m", "examples.django_asgi", "migrate", "--verbosity=0")
     people = """
 import examples.django_asgi
 from django.contrib.auth.models import User
 User.objects.create_superuser("ana", "ana@example.com", "secret-a", first_name="Ana", last_name="Lima")
 User.objects.create_user("bob", "", "secret-b")
 """
-    manage("-c", people)
+    await manage("-c", people)
     with served("django_asgi:app", here) as host:
         url = f"ws://{host.host}/assistant/ws"
 
@@ -81,7 +86,10 @@ User.objects.create_user("bob", "", "secret-b")
         @asynccontextmanager
         async def browser(cookie: str, user_id: str, **headers: str) -> AsyncIterator[dict[str, Any]]:
             """What a connection with a cookie gets to see of itself, its threads and the answer."""
-            async with asyncio.timeout(WITHIN), connect(url, proxy=None, additional_headers={"Cookie": cookie, **headers}) as socket:
+            async with (
+                asyncio.timeout(WITHIN),
+                connect(url, proxy=None, additional_headers={"Cookie": cookie, **headers}) as socket,
+            ):
                 chat = Chat(socket)
                 await chat.send("connect", worker_id="w", organization_id="o", workspace_id="w", user_id=user_id)
                 seen = await chat.until("ack", ack_id="connect")
@@ -104,7 +112,9 @@ User.objects.create_user("bob", "", "secret-b")
             assert "Hello bob (member)." in str(seen["said"])
             assert seen["threads"] == []
 
-        manage("-c", people.partition("User.objects")[0] + "User.objects.filter(username='bob').update(is_active=False)")
+        await manage(
+            "-c", people.partition("User.objects")[0] + "User.objects.filter(username='bob').update(is_active=False)"
+        )
         for cookie in ("", "sessionid=forged", f"sessionid={bob}", f"csrftoken={ana}"):
             async with browser(cookie, user_id="1") as seen:
                 assert (seen["ok"], seen["error"]["code"]) == (False, "UNAUTHENTICATED")
@@ -157,13 +167,11 @@ async def test_dependencies_are_made_once_a_worker_once_a_turn_and_replaced(
                 assert ((await ana.say("notes")).text, (await bob.say("notes")).text) == ("milk", "Nothing.")
             assert host.stop() == 0
     assert asked == ["base=EUR&symbols=USD"]
-    command = [sys.executable, "-m", "examples.dependencies"]
-    ran = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=WITHIN)
-    assert (ran.returncode, ran.stdout.splitlines()[-1], len(asked)) == (0, "5.00 dollars", 1)
+    said = await asyncio.to_thread(python, here, "-m", "examples.dependencies")
+    assert (said.splitlines()[-1], len(asked)) == ("5.00 dollars", 1)
 
 
 def test_testing_passes_its_own_tests(here: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "anyio_mode=auto", "-W", "error", "examples/testing.py"]
-    ran = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=WITHIN)
-    assert "4 passed" in ran.stdout, ran.stdout
+    said = python(here, "-m", "pytest", "-q", "-o", "anyio_mode=auto", "-W", "error", "examples/testing.py")
+    assert "4 passed" in said
     assert not (here / "testing.db").exists()

@@ -1,16 +1,17 @@
-"""What becomes of a job is in tests/test_background.py, with real queues. Here: what `answer` makes of each thing that a delivery can find."""
+"""What `answer` makes of each thing that a delivery can find. With real queues, and processes that die: tests/test_background.py."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from dooers_contrib.jobs import GaveUpError, NotYetError, answer
 
 from dooers import DispatchError, WorkerConfig, WorkerEvent, WorkerIncoming, WorkerSend, WorkerServer
 
-WHO = {"organization_id": "org", "workspace_id": "main", "user_id": "ana"}
+WHO: dict[str, Any] = {"organization_id": "org", "workspace_id": "main", "user_id": "ana"}
 
 
 class Stage:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from services.queued import misbehaving
-
-from examples import background_job_redis
+from services.queued import hurried
 
 __all__ = ["app", "jobs"]
 
-background_job_redis.AGAIN = 1
-for_good = background_job_redis.worker.override(model=misbehaving)  # kept, or it ends
-for_good.__enter__()
-app, jobs = background_job_redis.app, background_job_redis.jobs
+example = hurried("background_job_redis")
+app, jobs = example.app, example.jobs
+example.AGAIN = 1
 jobs.idle_timeout = 1000
