@@ -7,6 +7,7 @@ curl 'http://127.0.0.1:8000/ask?q=hello'
 """
 
 from litestar import Litestar, MediaType, asgi, get
+from litestar.params import FromQuery
 from litestar.types import Receive, Scope, Send
 
 from dooers import WorkerConfig, WorkerIncoming, WorkerServer
@@ -21,7 +22,7 @@ async def agent(incoming: WorkerIncoming) -> str:
 
 
 @get("/ask", media_type=MediaType.TEXT)
-async def ask(q: str) -> str:
+async def ask(q: FromQuery[str]) -> str:
     stream = await worker.dispatch(organization_id="org", workspace_id="main", user_id="web", message=q)
     [answer] = await stream.collect()
     return str(answer.data["text"])

@@ -146,6 +146,8 @@ def served(program: str, home: Path, environment: dict[str, str]) -> Iterator[Se
             patch.setenv(name, value)
         with dooers_run(f"services.{program}:app", home) as web:
             yield web
+            assert web.stop() == 0
+            assert "Traceback" not in web.said
 
 
 @pytest.fixture(scope="module")

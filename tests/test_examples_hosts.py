@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import runpy
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +61,42 @@ async def test_a_mounted_worker_is_whole_below_its_prefix(name: str, here: Path)
             assert (await http.get("/assistant/nothing")).status_code == 404
             assert (await http.get("/health")).status_code == 404  # it takes nothing beside its prefix
         assert "made the tables" in host.said[: host.said.index("listens on")]  # opened by the host's lifespan
+        assert (here / f"{name}.db-wal").exists()
+    assert not (here / f"{name}.db-wal").exists()  # and closed by it
+
+
+async def test_a_mount_in_litestar_stands_behind_a_prefix_and_needs_no_lifespan(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
+    example = runpy.run_path("examples/litestar_mount.py")
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        """As uvicorn's `--root-path /api` behind a proxy that takes the prefix away; and there is no lifespan."""
+        if scope["type"] == "lifespan":
+            raise NotImplementedError
+        paths = {"path": "/api" + scope["path"], "raw_path": b"/api" + scope["raw_path"], "root_path": "/api"}
+        await example["app"]({**scope, **paths}, receive, send)
+
+    async with serving(behind) as host:
+        async with Client(f"ws://{host}/assistant/ws", user_id="ana") as client:
+            assert (await client.say("hello")).text == "You said: hello"
+        async with httpx.AsyncClient(base_url=f"http://{host}", timeout=WITHIN) as http:
+            assert (await http.get("/assistant")).headers["location"].endswith("/api/assistant/")
+            assert (await http.get("/assistant/health")).status_code == 200
+    await example["worker"].close()
 
 
 async def test_django_tells_the_worker_who_is_logged_in(here: Path) -> None:
-    async def manage(*command: str) -> None:
-        await asyncio.to_thread(python, here, *command)
-
-    await manage("-m", "examples.django_asgi", "migrate", "--verbosity=0")
-    people = """
-import examples.django_asgi
+    program = """
+import runpy, sys
+sys.argv = ["django_asgi", "migrate", "--verbosity=0"]
+runpy.run_module("examples.django_asgi", run_name="__main__", alter_sys=True)
 from django.contrib.auth.models import User
 User.objects.create_superuser("ana", "ana@example.com", "secret-a", first_name="Ana", last_name="Lima")
 User.objects.create_user("bob", "", "secret-b")
 """
-    await manage("-c", people)
+    await asyncio.to_thread(python, here, "-c", program)
     with served("django_asgi:app", here) as host:
         url = f"ws://{host.host}/assistant/ws"
 
@@ -112,9 +136,8 @@ User.objects.create_user("bob", "", "secret-b")
             assert "Hello bob (member)." in str(seen["said"])
             assert seen["threads"] == []
 
-        await manage(
-            "-c", people.partition("User.objects")[0] + "User.objects.filter(username='bob').update(is_active=False)"
-        )
+        with closing(sqlite3.connect(here / "django.db")) as database, database:
+            database.execute("UPDATE auth_user SET is_active = 0 WHERE username = 'bob'")
         for cookie in ("", "sessionid=forged", f"sessionid={bob}", f"csrftoken={ana}"):
             async with browser(cookie, user_id="1") as seen:
                 assert (seen["ok"], seen["error"]["code"]) == (False, "UNAUTHENTICATED")
