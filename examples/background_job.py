@@ -4,8 +4,8 @@ Whatever dies, each job is answered once: `docs/background.md` says how. Convers
 
 pip install 'dooers-workers-server[cli]' procrastinate 'psycopg[binary]'
 export WORKER_DATABASE_NAME=...          (and _HOST, _USER, _PASSWORD where they are not localhost's)
-procrastinate --app=examples.background_job.jobs schema --apply          (once)
-procrastinate --app=examples.background_job.jobs worker --concurrency=10
+python -m procrastinate --app=examples.background_job.jobs schema --apply          (once)
+python -m procrastinate --app=examples.background_job.jobs worker --concurrency=10
 uvicorn examples.background_job:app
 curl -d '{"id": "q-1", "user_id": "ana", "text": "hello"}' http://127.0.0.1:8000/questions
 dooers chat ws://127.0.0.1:8000/worker/ws --user ana           (shows the conversation, also while the job is at work)

@@ -254,6 +254,7 @@ async def test_whatever_happens_to_a_job_it_is_answered_once(site: Site) -> None
 
         assert await told(person, await thread_of(person, "once", site)) == ["hello", "re: hello"]
         assert await told(person, waiting) == ["waits"]
+        assert f"{stopped}: was stopped" in site.said
         asked = {question: site.asked(question) for question in ("hello", "fails 2", "fails 9", "waits", "slow")}
         assert asked == {"hello": 1, "fails 2": 3, "fails 9": 3, "waits": 1, "slow": 1}
 

@@ -21,14 +21,15 @@ class NotYetError(Exception):
 
 
 class GaveUpError(Exception):
-    """The handler has failed as often as it may."""
+    """It is not answered and will not be: the handler has failed as often as it may, or the answer was stopped."""
 
 
 async def answer(worker: WorkerServer, key: str, *, tries: int = 3, **message: Any) -> DispatchStream:
     """Dispatch a message, which is the same message again by its `key`; returns when it is answered, or somebody has stopped the answer.
 
     `message` is what `dispatch` takes. A turn that failed is not begun again: the message is dispatched once more, into the same
-    thread, `tries` times in all. Raises NotYetError where that may help, GaveUpError after the last, DispatchError where nothing would.
+    thread, `tries` times in all. Raises NotYetError where a later delivery may help, GaveUpError where none will any more,
+    DispatchError where none would have.
     """
     for attempt in range(1, tries + 1):
         try:
@@ -43,8 +44,11 @@ async def answer(worker: WorkerServer, key: str, *, tries: int = 3, **message: A
             if attempt < tries:
                 raise NotYetError(f"{key}: {error}") from error
             raise GaveUpError(f"{key}: failed {tries} times") from error
-        if stream.status in ("succeeded", "canceled"):
+        if stream.status == "succeeded" or (stream.status == "canceled" and not stream.is_repeat):
             return stream
+        if stream.status == "canceled":
+            # Nobody knows any more who stopped it. To begin again what a person stopped is worse than to have somebody look.
+            raise GaveUpError(f"{key}: was stopped, by somebody or with its process, and is not begun again")
         if stream.status != "failed":
             raise NotYetError(f"{key}: somebody is at it, or died over it a moment ago")
         message["thread_id"] = stream.thread_id

@@ -85,18 +85,20 @@ async def test_it_gives_up_once_and_for_all(stage: Stage) -> None:
     assert stage.asked == 2
 
 
-async def test_what_somebody_stopped_is_done(stage: Stage) -> None:
+async def test_what_somebody_stopped_is_not_begun_again(stage: Stage) -> None:
     stage.go.clear()
     job = asyncio.create_task(answer(stage.worker, "key", **WHO, message="hi"))
     await stage.at_it.wait()
     repository = await stage.worker.repository()
     [thread] = await repository.list_threads()
     await stage.worker.cancel(thread_id=thread.id)
-    assert (await job).status == (await answer(stage.worker, "key", **WHO, message="hi")).status == "canceled"
+    assert (await job).status == "canceled"
+    with pytest.raises(GaveUpError, match="was stopped"):
+        await answer(stage.worker, "key", **WHO, message="hi")
     assert stage.asked == 1
 
 
-async def test_a_job_that_is_aborted_stops_its_turn(stage: Stage) -> None:
+async def test_a_job_that_is_aborted_stops_its_turn_and_a_later_delivery_says_so(stage: Stage) -> None:
     stage.go.clear()
     job = asyncio.create_task(answer(stage.worker, "key", **WHO, message="hi"))
     await stage.at_it.wait()
@@ -104,6 +106,8 @@ async def test_a_job_that_is_aborted_stops_its_turn(stage: Stage) -> None:
     with pytest.raises(asyncio.CancelledError):
         await job
     assert stage.worker.stats().turns_running == 0
+    with pytest.raises(GaveUpError, match="or with its process"):
+        await answer(stage.worker, "key", **WHO, message="hi")
 
 
 async def test_only_what_may_be_otherwise_in_a_moment_is_to_come_again(stage: Stage) -> None:
