@@ -1,6 +1,6 @@
 """The examples with a queue, as the processes of tests run them: time goes faster, and the model fails or hangs as its question says.
 
-`python -m procrastinate --app=services.queued_postgres.jobs`, `streaq run services.queued_redis:jobs`. What happened is in files where they run.
+`procrastinate --app=services.queued_postgres.jobs`, `streaq run services.queued_redis:jobs`. What happened is in files where they run.
 """
 
 from __future__ import annotations
