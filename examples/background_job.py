@@ -6,9 +6,8 @@ pip install 'dooers-workers-server[cli]' procrastinate 'psycopg[binary]'
 export WORKER_DATABASE_NAME=...          (and _HOST, _USER, _PASSWORD where they are not localhost's)
 python -m procrastinate --app=examples.background_job.jobs schema --apply          (once)
 python -m procrastinate --app=examples.background_job.jobs worker --concurrency=10
-uvicorn examples.background_job:app
+uvicorn examples.background_job:app          (then open http://127.0.0.1:8000/worker/ to see the conversations)
 curl -d '{"id": "q-1", "user_id": "ana", "text": "hello"}' http://127.0.0.1:8000/questions
-dooers chat ws://127.0.0.1:8000/worker/ws --user ana           (shows the conversation, also while the job is at work)
 """
 
 import asyncio
@@ -66,7 +65,7 @@ again = RetryStrategy(max_attempts=50, wait=5, retry_exceptions=[NotYetError])
 
 @jobs.task(retry=again)
 async def question(key: str, user_id: str, text: str) -> None:
-    await answer(worker, key, organization_id="org", workspace_id="main", user_id=user_id, message=text)
+    await answer(worker, key, organization_id="local", workspace_id="local", user_id=user_id, message=text)
 
 
 @jobs.periodic(cron="0 7 * * *")
@@ -74,8 +73,8 @@ async def question(key: str, user_id: str, text: str) -> None:
 async def every_morning(timestamp: int) -> None:
     """One job a day, however many processes there are."""
     who: dict[str, Any] = {
-        "organization_id": "org",
-        "workspace_id": "main",
+        "organization_id": "local",
+        "workspace_id": "local",
         "user_id": "ana",
         "thread_id": "mornings-of-ana",
     }
@@ -106,5 +105,6 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 app = Starlette(
-    routes=[Route("/questions", ask, methods=["POST"]), Mount("/worker", worker.asgi_app())], lifespan=lifespan
+    routes=[Route("/questions", ask, methods=["POST"]), Mount("/worker", worker.asgi_app(playground=True))],
+    lifespan=lifespan,
 )

@@ -5,9 +5,8 @@ The same as `background_job.py`, with streaq. Conversations lie in a SQLite file
 pip install 'dooers-workers-server[cli,redis]' streaq
 export REDIS_URL=redis://localhost:6379/0
 streaq run examples.background_job_redis:jobs
-uvicorn examples.background_job_redis:app
+uvicorn examples.background_job_redis:app          (then open http://127.0.0.1:8000/worker/ to see the conversations)
 curl -d '{"id": "q-1", "user_id": "ana", "text": "hello"}' http://127.0.0.1:8000/questions
-dooers chat ws://127.0.0.1:8000/worker/ws --user ana           (shows the conversation, also while the job is at work)
 """
 
 import asyncio
@@ -88,15 +87,15 @@ def again(job: Callable[..., Any]) -> Callable[..., Any]:
 
 @jobs.task(max_tries=50)
 async def question(key: str, user_id: str, text: str) -> None:
-    await answer(worker, key, organization_id="org", workspace_id="main", user_id=user_id, message=text)
+    await answer(worker, key, organization_id="local", workspace_id="local", user_id=user_id, message=text)
 
 
 @jobs.cron("0 7 * * *", max_tries=50)
 async def every_morning() -> None:
     """One job a day, however many processes there are."""
     who: dict[str, Any] = {
-        "organization_id": "org",
-        "workspace_id": "main",
+        "organization_id": "local",
+        "workspace_id": "local",
         "user_id": "ana",
         "thread_id": "mornings-of-ana",
     }
@@ -119,5 +118,6 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 app = Starlette(
-    routes=[Route("/questions", ask, methods=["POST"]), Mount("/worker", worker.asgi_app())], lifespan=lifespan
+    routes=[Route("/questions", ask, methods=["POST"]), Mount("/worker", worker.asgi_app(playground=True))],
+    lifespan=lifespan,
 )

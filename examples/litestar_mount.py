@@ -23,7 +23,7 @@ async def agent(incoming: WorkerIncoming) -> str:
 
 @get("/ask", media_type=MediaType.TEXT)
 async def ask(q: FromQuery[str]) -> str:
-    stream = await worker.dispatch(organization_id="org", workspace_id="main", user_id="web", message=q)
+    stream = await worker.dispatch(organization_id="local", workspace_id="local", user_id="web", message=q)
     [answer] = await stream.collect()
     return str(answer.data["text"])
 

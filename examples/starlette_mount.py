@@ -23,7 +23,7 @@ async def agent(incoming: WorkerIncoming) -> str:
 
 async def ask(request: Request) -> PlainTextResponse:
     question = request.query_params["q"]
-    stream = await worker.dispatch(organization_id="org", workspace_id="main", user_id="web", message=question)
+    stream = await worker.dispatch(organization_id="local", workspace_id="local", user_id="web", message=question)
     [answer] = await stream.collect()
     return PlainTextResponse(answer.data["text"])
 

@@ -69,8 +69,7 @@ class Site:
 
     @asynccontextmanager
     async def person(self) -> AsyncIterator[Client]:
-        who: dict[str, Any] = {"organization_id": "org", "workspace_id": "main", "user_id": "somebody"}
-        async with Client(self.web.ws.replace("/ws", "/worker/ws"), **who) as client:
+        async with Client(self.web.ws.replace("/ws", "/worker/ws"), user_id="somebody") as client:
             yield client
 
     def end(self) -> None:
