@@ -202,8 +202,16 @@ def on_redis(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     async def bury() -> None:
         """After `idle_timeout`, one second here, nobody is at it any more."""
 
-    with served("queued_redis", home, {"REDIS_URL": redis_url}) as web:
-        yield Site(["streaq", "run", "services.queued_redis:jobs"], home, web, settle, bury)
+    async def clean() -> None:
+        async with Redis.from_url(redis_url) as redis:
+            await redis.delete(*[key async for key in redis.scan_iter("streaq:*")], "none")
+
+    asyncio.run(clean())
+    try:
+        with served("queued_redis", home, {"REDIS_URL": redis_url}) as web:
+            yield Site(["streaq", "run", "services.queued_redis:jobs"], home, web, settle, bury)
+    finally:
+        asyncio.run(clean())
 
 
 @pytest.fixture(params=["on_postgres", "on_redis"])

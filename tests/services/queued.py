@@ -21,7 +21,7 @@ for_good = ExitStack()
 
 def hurried(example: str) -> Any:
     """An example, in which a process is soon taken for dead, and the model misbehaves."""
-    dooers.WorkerConfig = partial(dooers.WorkerConfig, run_heartbeat=0.2, run_timeout=0.8)  # type: ignore[assignment, misc]
+    dooers.WorkerConfig = partial(dooers.WorkerConfig, run_heartbeat=0.3, run_timeout=3)  # type: ignore[assignment, misc]
     module = import_module(f"examples.{example}")
     for_good.enter_context(module.worker.override(model=misbehaving))
     return module
