@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from difflib import get_close_matches
+from importlib import import_module
+from types import ModuleType
 from typing import Any
-
-from dependency_injector import containers, providers
 
 from dooers.analytics import Collector
 from dooers.broadcast import Broadcast, Teller
@@ -38,6 +39,30 @@ from dooers.stores import Store, open_store
 from dooers.stores.sql import Statement
 from dooers.stores.sql_postgres import Beside
 from dooers.vault import Vault
+
+_WIRING = "dependency_injector.wiring"
+
+
+def _imported_later() -> ModuleType:
+    """What stands where the wiring would be, and has it imported when somebody wires after all."""
+    later = ModuleType(_WIRING)
+    for name in ("wire", "unwire"):
+        setattr(
+            later, name, lambda *given, _name=name, **named: getattr(import_module(_WIRING), _name)(*given, **named)
+        )
+    return later
+
+
+# The registry imports the wiring, which nobody here uses, and that all of FastAPI where it is installed: a third of the time
+# that `import dooers` took.
+_IS_LATER = _WIRING not in sys.modules
+if _IS_LATER:
+    sys.modules[_WIRING] = _imported_later()
+from dependency_injector import containers, providers  # noqa: E402
+
+if _IS_LATER:
+    del sys.modules[_WIRING]
+
 
 __all__ = [
     "SettingsOf",

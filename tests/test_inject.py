@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -623,3 +625,29 @@ def test_what_is_around_turns_is_a_generator_and_asks_for_what_there_is(worker: 
 
     with pytest.raises(SignatureError, match="did you mean 'incoming'"):
         worker.around(strange)
+
+
+def test_what_injects_elsewhere_is_imported_by_who_uses_it() -> None:
+    code = """
+import sys, dooers
+print({"fastapi", "dependency_injector.wiring"} & set(sys.modules))
+
+from dependency_injector import containers, providers
+from dependency_injector.wiring import Provide, inject
+from fastapi import Depends
+
+class Registry(containers.DeclarativeContainer):
+    value = providers.Object("wired")
+
+@inject
+def endpoint(value=Depends(Provide[Registry.value])):
+    return value
+
+registry = Registry()
+registry.wire(modules=["__main__"])
+print(endpoint())
+registry.unwire()
+print(endpoint() == "wired")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stderr, done.stdout.split()) == ("", ["set()", "wired", "False"])

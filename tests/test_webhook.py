@@ -770,6 +770,11 @@ def test_what_waits_is_sent_on_another_loop_when_the_first_has_ended() -> None:
             await closed(webhook)
             assert names(receiver) == [["e1", "e2"]]
 
+    async def end(orphan: asyncio.Task[None]) -> None:
+        # On a loop, as its client needs one to be closed. Else the collector ends it, within whatever test is running then.
+        stopped: Any = orphan.get_coro()
+        stopped.close()
+
     webhook = webhook_for("http://127.0.0.1:9/hook", batch_size=10)
     loop.run_until_complete(before(webhook))
     orphan = webhook._sender
@@ -777,6 +782,7 @@ def test_what_waits_is_sent_on_another_loop_when_the_first_has_ended() -> None:
     assert orphan is not None
     assert not orphan.done()
     asyncio.run(after())
+    asyncio.run(end(orphan))
     orphan._log_destroy_pending = False  # type: ignore[attr-defined]
 
 

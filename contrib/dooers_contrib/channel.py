@@ -13,14 +13,14 @@ import hmac
 import inspect
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias, TypeVar
 from uuid import NAMESPACE_URL, uuid5
 from weakref import WeakValueDictionary
 
 import httpx
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
@@ -52,6 +52,8 @@ Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 MAX_BODY = 4 * 1024 * 1024
 MAX_ANSWER = 1024 * 1024
 LONGEST_PAUSE = 60.0
+# How soon people see that an answer is being made, and how often again. An answer that is quicker needs no sign.
+FIRST_SIGN, NEXT_SIGN = 0.3, 4.0
 # Of what a lookup gives, these say who the sender is. All of it is with the stored message, as `data["customer"]`.
 WHO = ("organization_id", "workspace_id", "user_name", "user_email", "user_role")
 # What dispatch says of a message that will never be taken, however often it comes.
@@ -250,13 +252,16 @@ class Channel:
     attempts: int
     pause: float
     timeout: float
+    sign: Callable[[Outgoing, Any], Awaitable[None]] | None = None
+    veil: Callable[[httpx.Request], Awaitable[None]] | None = None
     _tls: Any = field(factory=httpx.create_ssl_context, repr=False)  # reads the authorities from disk: once
     _speaking: WeakValueDictionary[str, asyncio.Lock] = field(factory=WeakValueDictionary, repr=False)
     _tasks: set[asyncio.Task[Any]] = field(factory=set, repr=False)
 
     def client(self) -> httpx.AsyncClient:
         """A client to use once. None is kept, as an endpoint has no end at which to close it."""
-        return httpx.AsyncClient(verify=self._tls, timeout=self.timeout, follow_redirects=False)
+        hooks: dict[str, list[Callable[..., Any]]] = {"request": [self.veil] if self.veil is not None else []}
+        return httpx.AsyncClient(verify=self._tls, timeout=self.timeout, follow_redirects=False, event_hooks=hooks)
 
     async def take(self, messages: AsyncGenerator[Taken, None]) -> Response:
         """Store messages, and answer 200 for it; what they bring about goes on afterwards.
@@ -337,13 +342,36 @@ class Channel:
         async with lock, self.client() as client:
             out = Outgoing(client, self.attempts, self.pause)
             try:
-                async for event in stream:
-                    await self._say(out, stream, to, event)
+                async with self._signs(out, to):
+                    async for event in stream:
+                        await self._say(out, stream, to, event)
             except HandlerError:
                 if self.sorry is not None:
                     await self._say(out, stream, to, WorkerEvent("text", {"text": self.sorry}))
             except Exception:
                 log.exception("%s: the answer in thread %s could not be read", self.name, stream.thread_id)
+
+    @asynccontextmanager
+    async def _signs(self, out: Outgoing, to: Any) -> AsyncIterator[None]:
+        """While this lasts, the person sees that somebody is at it, if the vendor has a sign for that. Nothing waits for it."""
+        if self.sign is None:
+            yield
+            return
+        task = asyncio.create_task(self._sign(self.sign, evolve(out, attempts=1), to), name=f"dooers-{self.name}-sign")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _sign(self, sign: Callable[[Outgoing, Any], Awaitable[None]], out: Outgoing, to: Any) -> None:
+        try:
+            await asyncio.sleep(FIRST_SIGN)
+            while True:
+                await sign(out, to)
+                await asyncio.sleep(NEXT_SIGN)
+        except Lost as error:  # who is not allowed a sign, or has too many, gets the answer all the same
+            log.debug("%s: no sign that an answer is being made: %s", self.name, error)
 
     async def _say(self, out: Outgoing, stream: DispatchStream, to: Any, event: WorkerEvent) -> None:
         try:

@@ -141,7 +141,9 @@ class _Web:
         if event.send_type == "text":
             for piece in pieces(data["text"], TEXT_LIMIT):
                 # Escaped, so that no model writes `<!channel>` to everybody.
-                await self._post(out, to, piece.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+                piece = piece.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+                # Nor is what it writes fetched at once: it can be talked into writing a secret into a URL.
+                await self._post(out, to, piece, unfurl_links=False, unfurl_media=False)
         elif event.send_type in ("image", "document"):
             url: str = data["url"]
             title = (data.get("alt") if event.send_type == "image" else data["filename"]) or ""
@@ -152,9 +154,9 @@ class _Web:
                 title = title.replace(mark, instead)
             await self._post(out, to, f"<{url}|{title}>" if title else f"<{url}>")
 
-    async def _post(self, out: Outgoing, to: tuple[str, str], text: str) -> None:
+    async def _post(self, out: Outgoing, to: tuple[str, str], text: str, **more: bool) -> None:
         where, thread = to
-        message = {"channel": where, "text": text, **({"thread_ts": thread} if thread else {})}
+        message = {"channel": where, "text": text, **more, **({"thread_ts": thread} if thread else {})}
         headers = {"authorization": f"Bearer {self.token}"}
         told = await out.call(f"{self.url}/chat.postMessage", _passing, headers=headers, json=message)
         if told.get("ok") is not True:

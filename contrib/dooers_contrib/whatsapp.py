@@ -8,20 +8,19 @@ brings again what is not answered with 200 within seconds, for days; how this an
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import re
-from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 from attrs import field, frozen
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from dooers import ContentPart, DocumentPart, ImagePart, TextPart, WorkerEvent, WorkerServer
+from dooers import ContentPart, TextPart, WorkerEvent, WorkerServer
+from dooers_contrib.attachments import attachment, bytes_of, download
 from dooers_contrib.channel import (
     SORRY,
     Channel,
@@ -48,10 +47,8 @@ CAPTION_LIMIT = 1024
 # Codes of errors that pass: too much at once, for the app, the number or this one person, and trouble of Meta's own.
 PASSING = frozenset({1, 2, 4, 80007, 130429, 131000, 131016, 131056})
 MEDIA = ("image", "sticker", "document", "audio", "video")
-IMAGES = frozenset({"image/jpeg", "image/png", "image/webp", "image/gif"})
 # Ids become parts of a path.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
-_MIME = re.compile(r"[a-z0-9][\w.+-]*/[\w.+-]+", re.ASCII)
 
 
 def whatsapp(
@@ -159,7 +156,8 @@ async def _content(message: dict[str, Any], graph: _Graph, channel: Channel) -> 
     if kind in MEDIA:
         caption = text_at(message, kind, "caption")
         async with channel.client() as client:
-            part = await graph.media(client, kind, message.get(kind))
+            fetch = graph.fetch(client, text_at(message, kind, "id"))
+            part = await attachment(kind, text_at(message, kind, "filename"), graph.media_timeout, fetch)
         return [TextPart(caption), part] if caption else [part]
     if kind == "location":
         where = message.get("location")
@@ -194,53 +192,16 @@ class _Graph:
     def _headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.token}"}
 
-    async def media(self, client: httpx.AsyncClient, kind: str, told: Any) -> ContentPart:
-        """What a media id stands for, with its bytes, or a text in its place where it is not to be had at all.
-
-        Lost when it may be had later: the message is not acknowledged then, and Meta brings it again.
-        """
-        try:
-            async with asyncio.timeout(self.media_timeout):
-                mime, data = await self._fetch(client, text_at(told, "id"))
-        except Lost as error:
-            if error.again:
-                raise
-            return TextPart(f"[{kind} that could not be read: {error}]")
-        except (httpx.HTTPError, TimeoutError) as error:
-            raise Lost(type(error).__name__, again=True) from None
-        url = f"data:{mime};base64,{b64encode(data).decode()}"
-        if mime in IMAGES:
-            return ImagePart(url, mime)
-        name = text_at(told, "filename") or f"{kind}.{re.sub(r'[^a-z0-9]', '', mime.partition('/')[2]) or 'bin'}"
-        return DocumentPart(url, name[:200], mime, len(data))
-
-    async def _fetch(self, client: httpx.AsyncClient, media_id: str) -> tuple[str, bytes]:
+    async def fetch(self, client: httpx.AsyncClient, media_id: str) -> tuple[str, bytes]:
+        """The type and the bytes of what a media id stands for."""
         if not _ID.fullmatch(media_id):
             raise Lost("it has no id")
-        found = json_or_nothing(await self._get(client, f"{self.url}/{media_id}", 64 * 1024))
-        url, mime = text_at(found, "url"), text_at(found, "mime_type").partition(";")[0].strip().lower()
+        told = await download(client, f"{self.url}/{media_id}", 64 * 1024, self._headers)
+        url = text_at(found := json_or_nothing(told), "url")
         # The token goes there, so it goes encrypted, or to where it goes anyway.
         if not url.startswith(("https://", self.url[: len(self.url) - len(urlsplit(self.url).path)] + "/")):
             raise Lost("it has no address")
-        data = await self._get(client, url, self.max_media)
-        return (mime if _MIME.fullmatch(mime) else "application/octet-stream"), data
-
-    async def _get(self, client: httpx.AsyncClient, url: str, limit: int) -> bytes:
-        try:
-            async with client.stream("GET", url, headers=self._headers) as response:
-                status = response.status_code
-                if status == 429 or status >= 500:
-                    raise Lost(f"status {status}", again=True)
-                if status != 200:
-                    raise Lost(f"status {status}")
-                data = bytearray()
-                async for chunk in response.aiter_bytes():
-                    data += chunk
-                    if len(data) > limit:
-                        raise Lost(f"it has more than {limit} bytes")
-                return bytes(data)
-        except httpx.InvalidURL:
-            raise Lost("it has no address") from None
+        return text_at(found, "mime_type"), await download(client, url, self.max_media, self._headers)
 
     # ------------------------------------------------------------ answers
 
@@ -262,21 +223,15 @@ class _Graph:
         self, out: Outgoing, number: str, url: str, filename: str, mime: str | None = None
     ) -> dict[str, str]:
         """How a message refers to what is at a URL: by the link, or where it is in the URL, by the id that it has once it is uploaded."""
-        if url[:5].lower() != "data:":
+        if (held := bytes_of(url)) is None:
             return {"link": url}
-        head, _, text = url[5:].partition(",")
-        data = unquote_to_bytes(text)
-        try:
-            data = b64decode(data) if head.endswith(";base64") else data
-        except ValueError:
-            raise Lost("its data URL is no base64") from None
-        mime = mime or head.partition(";")[0] or "text/plain"
+        mime = mime or held[0]
         told = await out.call(
             f"{self.url}/{number}/media",
             _passing,
             headers=self._headers,
             data={"messaging_product": "whatsapp", "type": mime},
-            files={"file": (filename, data, mime)},
+            files={"file": (filename, held[1], mime)},
         )
         if not (media_id := text_at(told, "id")):
             raise Lost("its upload was given no id")

@@ -244,6 +244,9 @@ async def test_nobody_is_pinged_by_what_a_model_writes(worker: WorkerServer, api
         await post(client, said("1 &lt; 2"))
     assert api.texts[:2] == ["&lt;!channel&gt; a &amp; b", "<https://example.com/a.png|&lt;!here&gt;>"]
     assert [len(text) for text in api.texts[2:]] == [4000, 4000, 1000]
+    # Nor is a link fetched that a model was talked into writing; an image that the handler gave is shown.
+    assert [one.get("unfurl_media") for one in api.sent] == [False, None, False, False, False]
+    assert [one.get("unfurl_links") for one in api.sent] == [False, None, False, False, False]
 
 
 async def test_empty_secrets_are_refused(worker: WorkerServer) -> None:
