@@ -6,12 +6,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from difflib import get_close_matches
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 from dooers.analytics import Collector
@@ -23,6 +20,7 @@ from dooers.context import WorkerAnalytics, WorkerIncoming, WorkerMemory, Worker
 from dooers.deadline import Deadline
 from dooers.exceptions import NotConfiguredError, SignatureError, StoreError
 from dooers.inject import KeptValues, TurnValue, TypedSnapshot
+from dooers.injector import containers, providers
 from dooers.lanes import Lanes
 from dooers.models import Change, Identity
 from dooers.pulse import Pulse
@@ -39,30 +37,6 @@ from dooers.stores import Store, open_store
 from dooers.stores.sql import Statement
 from dooers.stores.sql_postgres import Beside
 from dooers.vault import Vault
-
-_WIRING = "dependency_injector.wiring"
-
-
-def _imported_later() -> ModuleType:
-    """What stands where the wiring would be, and has it imported when somebody wires after all."""
-    later = ModuleType(_WIRING)
-    for name in ("wire", "unwire"):
-        setattr(
-            later, name, lambda *given, _name=name, **named: getattr(import_module(_WIRING), _name)(*given, **named)
-        )
-    return later
-
-
-# The registry imports the wiring, which nobody here uses, and that all of FastAPI where it is installed: a third of the time
-# that `import dooers` took.
-_IS_LATER = _WIRING not in sys.modules
-if _IS_LATER:
-    sys.modules[_WIRING] = _imported_later()
-from dependency_injector import containers, providers  # noqa: E402
-
-if _IS_LATER:
-    del sys.modules[_WIRING]
-
 
 __all__ = [
     "SettingsOf",

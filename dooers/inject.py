@@ -17,10 +17,10 @@ from math import inf
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from attrs import define, field, frozen
-from dependency_injector import providers
 
 from dooers.config import ORDERS, TurnOrder
 from dooers.exceptions import SignatureError
+from dooers.injector import providers
 from dooers.send import WorkerEvent
 
 __all__ = ["CLASSIC", "Compiler", "Dependency", "Lifetime", "Plan", "TurnValue", "TypedSnapshot"]

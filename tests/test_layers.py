@@ -18,7 +18,8 @@ RINGS: list[set[str]] = [
     {"brokers", "clock", "courier", "stores", "vault", "webhook"},
     {"lanes", "locks", "broadcast", "quota", "analytics", "context", "steps", "openturn", "elsewhere", "deadline"}
     | {"catchup", "relay", "stage", "deaf", "admission", "runner", "pulse", "repository"},
-    {"inject", "container", "lifecycle", "session", "registration", "resume", "routes"} | {"routing", "dispatch"},
+    {"injector", "inject", "container", "lifecycle", "session", "registration", "resume", "routes"}
+    | {"routing", "dispatch"},
     {"asgi", "playground", "predecessor", "server", "client", "chat", "cli", "testing", "__init__", "__main__"},
 ]
 RING = {name: number for number, ring in enumerate(RINGS) for name in ring}
@@ -26,7 +27,7 @@ RING = {name: number for number, ring in enumerate(RINGS) for name in ring}
 # Who may know which library; everybody else goes through them.
 ONLY_IN = {
     "starlette": {"asgi", "server"},
-    "dependency_injector": {"container", "inject"},
+    "dependency_injector": {"injector"},
     "databases": {"stores"},
     "aiosqlite": {"stores"},
     "asyncpg": {"brokers", "stores"},
