@@ -1,7 +1,8 @@
 """How the documentation becomes a site: `python -m sphinx -W --keep-going docs build/site`, then open build/site/index.html.
 
-Sphinx with MyST reads the pages as they are on GitHub. What is here makes up for where the two differ: the order of the pages, links into the
-repository, docstrings in Markdown. Nothing is fetched, neither by the build nor by who reads the site. `tests/test_site.py` builds it.
+Sphinx with MyST reads the pages as they are on GitHub. What is here makes up for where the two differ: the order of the pages, links
+into the repository, docstrings in Markdown. Nothing is fetched, neither by the build nor by who reads the site. `tests/test_site.py`
+builds it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,17 @@ NAVIGATION = {
     "Start": ["quickstart", "concepts", "examples"],
     "Write": ["handlers", "injection", "settings", "memory", "dispatch", "streaming"],
     "Connect": ["models", "channels", "front-ends", "client", "hosts", "background", "wire"],
-    "Run": ["configuration", "stores", "migrations", "scaling", "security", "Survival <survival>", "deployment", "command-line", "playground"],
+    "Run": [
+        "configuration",
+        "stores",
+        "migrations",
+        "scaling",
+        "security",
+        "Survival <survival>",
+        "deployment",
+        "command-line",
+        "playground",
+    ],
     "Test": ["testing"],
     "Move": ["migrating", "The classic API <classic-api>", "decorator-api"],
     "Reference": [
@@ -47,7 +58,7 @@ NAVIGATION = {
         "reference/contrib",
     ],
     "Inside": ["architecture", "benchmarks", "changelog"],
-}  # fmt: skip
+}
 
 project = "dooers"
 version = release = dooers.__version__
@@ -63,7 +74,9 @@ autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
 # By name: written out, these are a page of alternatives.
 ALIASES = {name for name in dooers.__all__ if not isinstance(getattr(dooers, name), type)}
-autodoc_type_aliases = {name: f"dooers.{name}" for name in ALIASES} | {"ResponseStreamEvent": "openai.ResponseStreamEvent"}
+autodoc_type_aliases = {name: f"dooers.{name}" for name in ALIASES} | {
+    "ResponseStreamEvent": "openai.ResponseStreamEvent"
+}
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 add_module_names = False
@@ -74,9 +87,10 @@ html_title = f"dooers {version}"
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
+html_show_search_summary = False  # it would fetch the pages it found, which a browser does not do from the disk
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
-html_theme_options = {"top_of_page_buttons": []}
+html_theme_options: dict[str, object] = {"top_of_page_buttons": []}
 
 linkcheck_anchors = False
 
@@ -179,10 +193,10 @@ def on_unknown(app: Sphinx, env: object, node: Any, contnode: nodes.Node) -> nod
 
 def on_defaults(app: Sphinx, init: Any, is_bound: bool) -> None:
     """The defaults of an attrs class, whose `__init__` says where they are kept."""
-    owner = pydoc.locate(f"{init.__module__}.{init.__qualname__.removesuffix('.__init__')}")
-    if init.__name__ == "__init__" and attrs.has(owner):  # type: ignore[arg-type]
+    owner: Any = pydoc.locate(f"{init.__module__}.{init.__qualname__.removesuffix('.__init__')}")
+    if init.__name__ == "__init__" and attrs.has(owner):
         found = inspect.signature(init)
-        defaults = {str(one.alias): Default(one.default) for one in attrs.fields(owner)}  # type: ignore[type-var]
+        defaults = {str(one.alias): Default(one.default) for one in attrs.fields(owner)}
         parameters = [
             one.replace(default=defaults[name]) if name in defaults and one.default is not one.empty else one
             for name, one in found.parameters.items()
@@ -194,8 +208,9 @@ class Default:
     """A default as one would write it, `...` where it is made anew."""
 
     def __init__(self, value: object) -> None:
-        made = {list: "[]", dict: "{}", tuple: "()"}
-        self.text = made.get(getattr(value, "factory", None), "...") if isinstance(value, attrs.Factory) else repr(value)
+        factory: Any = getattr(value, "factory", None)
+        made: dict[Any, str] = {None: repr(value), list: "[]", dict: "{}", tuple: "()"}
+        self.text = made.get(factory, "...")
 
     def __repr__(self) -> str:
         return self.text
