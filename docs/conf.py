@@ -12,6 +12,7 @@ import pydoc
 import re
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,6 +61,9 @@ NAVIGATION = {
     "Inside": ["architecture", "benchmarks", "changelog"],
 }
 
+# Modules of contrib that adapters are made of, and that no author of a worker imports.
+INNER = {"channel", "jwks", "redis_connection"}
+
 project = "dooers"
 version = release = dooers.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
@@ -83,6 +87,8 @@ add_module_names = False
 maximum_signature_line_length = 100
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"dooers {version}"
 html_copy_source = False
 html_show_sphinx = False
@@ -102,6 +108,8 @@ def on_page(app: Sphinx, name: str, source: list[str]) -> None:
     """A page as Sphinx wants it. On GitHub it is read as it stands in the file."""
     if name == "changelog":
         source[0] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    if name == "reference/contrib":
+        source[0] += "".join(contrib())
     if name == "index":
         source[0] += "".join(toctree(app.env.found_docs))
     source[0] = re.sub(r"\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)", lambda found: into_repository(name, found), source[0])
@@ -112,6 +120,17 @@ def toctree(there: set[str]) -> Iterator[str]:
         found = [name for name in names if name.split("<")[-1].strip(">") in there]
         if found:
             yield "\n\n```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(found) + "\n```\n"
+
+
+def contrib() -> Iterator[str]:
+    """The adapters, each with what it lets one import; constants and types by their names alone, as they have no docstrings."""
+    for path in sorted((ROOT / "contrib" / "dooers_contrib").glob("[a-z]*.py")):
+        module = f"dooers_contrib.{path.stem}"
+        if path.stem not in INNER:
+            named = {name: getattr(import_module(module), name) for name in import_module(module).__all__}
+            plain = [name for name, value in named.items() if getattr(value, "__name__", None) != name]
+            data = "".join(f"\n.. autodata:: {module}.{name}\n   :no-value:\n" for name in plain)
+            yield f"\n\n## {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n{data}```\n"
 
 
 def into_repository(page: str, link: re.Match[str]) -> str:
@@ -228,6 +247,7 @@ def on_signature(
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", on_page)
+    app.connect("env-get-outdated", lambda *_: ["index"])  # it has the order of all pages
     app.connect("html-collect-pages", sources)
     app.connect("autodoc-process-docstring", on_docstring)
     app.connect("autodoc-before-process-signature", on_defaults, priority=900)

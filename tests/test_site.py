@@ -22,14 +22,14 @@ from playwright.async_api import async_playwright
 from snippets import ROOT, Block, blocks
 from sphinx.util.inventory import InventoryFile
 from tables import WRITE
+from test_docstrings import BLOCKS, SETUPS
 from test_readme import OF_THEIR_OWN, PROGRAMS
 
 DOCS = ROOT / "docs"
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))]
 MODULES = ["dooers", "dooers.client", "dooers.testing"]
 CONTRIB = ROOT / "contrib" / "dooers_contrib"
-# What an adapter is made of, and no author of a worker imports.
-INNER = {"channel", "jwks", "redis_connection"}
+CONF = runpy.run_path(str(DOCS / "conf.py"))
 # Pages and examples that are linked to and still being written. Empty it is best.
 TO_COME = {
     *("quickstart", "concepts", "handlers", "injection", "settings", "memory", "dispatch", "streaming", "stores"),
@@ -96,8 +96,7 @@ def test_the_build_has_nothing_to_complain_about(site: Site) -> None:
 
 
 def test_every_page_is_in_the_navigation_once_and_nothing_else_is() -> None:
-    navigation = runpy.run_path(str(DOCS / "conf.py"))["NAVIGATION"]
-    named = Counter(re.sub(r".*<(.+)>", r"\1", entry) for entries in navigation.values() for entry in entries)
+    named = Counter(re.sub(r".*<(.+)>", r"\1", entry) for entries in CONF["NAVIGATION"].values() for entry in entries)
     there = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")} - {"index"}
     assert there - set(named) == set(), "docs/conf.py: put these into NAVIGATION, where one would read them"
     assert set(named) - there - TO_COME == set(), "docs/conf.py: NAVIGATION names pages that there are not"
@@ -106,7 +105,7 @@ def test_every_page_is_in_the_navigation_once_and_nothing_else_is() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [*MODULES, *(f"dooers_contrib.{p.stem}" for p in sorted(CONTRIB.glob("[a-z]*.py")) if p.stem not in INNER)],
+    [*MODULES, *(f"dooers_contrib.{p.stem}" for p in sorted(CONTRIB.glob("[a-z]*.py")) if p.stem not in CONF["INNER"])],
 )
 def test_every_public_name_has_its_place_in_the_reference(module: str, site: Site) -> None:
     inventory = InventoryFile.loads((site.root / "objects.inv").read_bytes(), uri="").data
@@ -265,7 +264,8 @@ def test_every_python_block_of_every_page_is_run_and_the_page_of_examples_says_h
     commands = re.findall(r"(?m)(?:^|[;&|] ?|/)dooers [a-z]", "\n".join(block.text for block in shell))
     told = (
         f"**{len(python)} of {len(python)}** Python blocks are run, {lines} lines on {pages} pages, README.md among them.\n"
-        f"{len(commands)} command lines of `dooers` in {len(shell)} blocks are read by the command line's own parser."
+        f"{len(commands)} command lines of `dooers` in {len(shell)} blocks are read by the command line's own parser.\n"
+        f"Of {sum(map(len, BLOCKS.values()))} blocks in docstrings {sum(len(BLOCKS[name]) for name in SETUPS)} are run, all are Python."
     )
     page = DOCS / "examples.md"
     begin = "<!-- tests/test_site.py writes this with DOOERS_TEST_WRITE_TABLES=1: begin -->"
