@@ -62,7 +62,7 @@ NAVIGATION = {
 }
 
 # Modules of contrib that adapters are made of, and that no author of a worker imports.
-INNER = {"channel", "jwks", "redis_connection"}
+INNER = {"attachments", "channel", "door", "jwks", "progress", "redis_connection", "telling"}
 
 project = "dooers"
 version = release = dooers.__version__
@@ -127,7 +127,12 @@ def contrib() -> Iterator[str]:
     for path in sorted((ROOT / "contrib" / "dooers_contrib").glob("[a-z]*.py")):
         module = f"dooers_contrib.{path.stem}"
         if path.stem not in INNER:
-            named = {name: getattr(import_module(module), name) for name in import_module(module).__all__}
+            try:
+                adapter = import_module(module)
+            except ImportError as error:
+                log.warning("%s cannot be imported here: %s", module, error, type="site", subtype="contrib")
+                continue
+            named = {name: getattr(adapter, name) for name in adapter.__all__}
             plain = [name for name, value in named.items() if getattr(value, "__name__", None) != name]
             data = "".join(f"\n.. autodata:: {module}.{name}\n   :no-value:\n" for name in plain)
             yield f"\n\n## {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n{data}```\n"
@@ -170,22 +175,33 @@ def sources(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def on_docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings are in Markdown, as everything else; autodoc wants reStructuredText. Five things of it are in use."""
+    """Docstrings are in Markdown, as everything else; autodoc wants reStructuredText."""
     if what == "data" and lines and (inspect.getdoc(obj) or "").startswith(lines[0]):
         lines.clear()  # what a dict is
-    text = "\n".join(lines)
-    text = re.sub(r"(?m)^( *)```(\w*)\n((?:.*\n)*?)\1```", code_block, text)
-    text = re.sub(r"(?m)^(`\w+`) {2,}(.+(?:\n {8,}.+)*)\n?", r"\1\n    \2\n", text)  # a table of two columns
-    text = re.sub(r"(?m)^ {8,}(?=\S)", "    ", text) if re.search(r"(?m)^`\w+`$", text) else text
+    parts = re.split(r"(?ms)^( *)```(\w*)\n(.*?)^ *```$", "\n".join(lines))
+    text = restructured(parts[0])
+    for indent, language, code, prose in zip(*(parts[start::4] for start in (1, 2, 3, 4)), strict=True):
+        text += code_block(indent, language, code) + restructured(prose)
+    lines[:] = text.split("\n")
+
+
+def restructured(text: str) -> str:
+    """What docstrings have of Markdown, beside blocks of code with fences, in the other language."""
+    text = re.sub(r"(?m)(?<=\n\n)(?:^ {4}.*\n)+", lambda found: f".. code-block:: python\n\n{found[0]}", text)
+    text = re.sub(r"(?m)^(`\w+`) {2,}(.+(?:\n {8,}.+)*)\n?", in_two_lines, text)  # a table of two columns
     text = re.sub(r"\[([^\]]+)\]\((https?://[^)]+)\)", r"`\1 <\2>`_", text)
     text = re.sub(r"(?m)^(?!\s*[-*] )(.*\S.*)\n(?=\s*[-*] )", r"\1\n\n", text)  # a list stands alone
-    lines[:] = re.sub(r"(?<![`:])`([^`<]+)`(?![`_])", r"``\1``", text).split("\n")
+    return re.sub(r"(?<![`:])`([^`<]+?) *`(?![`_])", r"``\1``", text)
 
 
-def code_block(found: re.Match[str]) -> str:
-    indent, language, code = found.groups()
-    body = "\n".join(f"    {line}" if line.strip() else "" for line in code.rstrip("\n").split("\n"))
-    return f"{indent}.. code-block:: {language or 'text'}\n\n{body}\n"
+def in_two_lines(found: re.Match[str]) -> str:
+    told = re.sub(r"\n +", "\n    ", found[2])
+    return f"{found[1]}\n    {told}\n"
+
+
+def code_block(indent: str, language: str, code: str) -> str:
+    body = "".join(f"    {line}\n" if line.strip() else "\n" for line in code.rstrip("\n").split("\n"))
+    return f"{indent}.. code-block:: {language or 'text'}\n\n{body}"
 
 
 # ---------------------------------------------------------------- names in signatures
@@ -206,7 +222,8 @@ def on_unknown(app: Sphinx, env: object, node: Any, contnode: nodes.Node) -> nod
     if name.removeprefix("dooers.") in ALIASES and node["reftype"] == "class":  # where classes stand, but no class
         domain = app.env.domains.python_domain
         return domain.resolve_xref(app.env, node["refdoc"], app.builder, "data", name, node, contnode)
-    ours = name.split(".")[0] in ("dooers", "dooers_contrib") and name not in SHAPES
+    package, _, rest = name.partition(".")
+    ours = package in ("dooers", "dooers_contrib") and name not in SHAPES and rest.partition(".")[0] not in INNER
     return None if ours and not isinstance(pydoc.locate(name), TypeVar) else contnode
 
 
