@@ -99,6 +99,7 @@ pygments_dark_style = "monokai"
 html_theme_options: dict[str, object] = {"top_of_page_buttons": []}
 
 linkcheck_anchors = False
+linkcheck_ignore = ["repository/"]  # pages of this site that are made last
 
 
 # ---------------------------------------------------------------- pages: their order, and links that leave docs/
@@ -216,7 +217,7 @@ GIVEN = {
 SHAPES = {"dooers.session.WebSocketLike", "dooers.registration.Registered"}
 
 
-def on_unknown(app: Sphinx, env: object, node: Any, contnode: nodes.Node) -> nodes.Node | None:
+def on_unknown(app: Sphinx, env: object, node: Any, contnode: nodes.Node) -> nodes.Node:
     """What others define is shown, not linked: their inventories would have to be fetched. Names of ours have to lead somewhere."""
     name = node.get("reftarget", "")
     if name.removeprefix("dooers.") in ALIASES and node["reftype"] == "class":  # where classes stand, but no class
@@ -224,7 +225,9 @@ def on_unknown(app: Sphinx, env: object, node: Any, contnode: nodes.Node) -> nod
         return domain.resolve_xref(app.env, node["refdoc"], app.builder, "data", name, node, contnode)
     package, _, rest = name.partition(".")
     ours = package in ("dooers", "dooers_contrib") and name not in SHAPES and rest.partition(".")[0] not in INNER
-    return None if ours and not isinstance(pydoc.locate(name), TypeVar) else contnode
+    if ours and not isinstance(pydoc.locate(name), TypeVar):
+        log.warning("%s is shown, and not in the reference", name, location=node["refdoc"], type="site", subtype="name")
+    return contnode
 
 
 def on_defaults(app: Sphinx, init: Any, is_bound: bool) -> None:

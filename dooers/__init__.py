@@ -41,6 +41,7 @@ from dooers.models import (
     EventType,
     Identity,
     ImagePart,
+    Metadata,
     Operation,
     Run,
     RunStatus,
@@ -49,6 +50,8 @@ from dooers.models import (
     ThreadEvent,
     User,
 )
+from dooers.predecessor import BroadcastManager, ConnectionRegistry, Handler, Persistence
+from dooers.predecessor import inner as _inner
 from dooers.protocol import VERSION as _version
 from dooers.repository import Repository
 from dooers.schema import (
@@ -72,6 +75,8 @@ from dooers.session import AuthRequest
 from dooers.stats import WorkerStats
 
 __version__ = _version
+# Not `def __getattr__`: type checkers would then take any name for one of ours.
+globals()["__getattr__"] = _inner
 
 __all__ = [
     "Actor",
@@ -80,8 +85,10 @@ __all__ = [
     "AnalyticsEvent",
     "AnalyticsEventPayload",
     "AuthRequest",
+    "BroadcastManager",
     "ClosingError",
     "ConfigError",
+    "ConnectionRegistry",
     "ContentPart",
     "DisconnectedError",
     "DispatchError",
@@ -91,6 +98,7 @@ __all__ = [
     "EventType",
     "FeedbackData",
     "ForbiddenError",
+    "Handler",
     "HandlerError",
     "Help",
     "HistoryFormat",
@@ -101,12 +109,14 @@ __all__ = [
     "InvalidCursorError",
     "InvalidValueError",
     "Label",
+    "Metadata",
     "NoAnswerError",
     "NotConfiguredError",
     "NotConnectedError",
     "NotFoundError",
     "Number",
     "Operation",
+    "Persistence",
     "Placeholder",
     "ProtocolError",
     "RateLimitedError",

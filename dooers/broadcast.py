@@ -177,6 +177,15 @@ class Broadcast:
         feeds = list(self._threads.values())
         return sum(map(len, feeds)), len(feeds)
 
+    def members(self, worker_id: str) -> list[Member]:
+        """Who is connected to a worker id, wherever they are."""
+        return [member for place, members in self._places.items() if place[0] == worker_id for member in members]
+
+    def audience(self, thread: Thread) -> tuple[int, int]:
+        """How many sessions a change of this thread reaches: of those that follow it, and of those that have it in their list."""
+        groups = (self._threads.get(thread.id, ()), self._places.get(_place(thread), ()))
+        return tuple(sum(member.sees(thread) for member in group) for group in groups)  # type: ignore[return-value]
+
     # ------------------------------------------------------------ what they have
 
     def watched(self) -> list[str]:

@@ -46,6 +46,11 @@ class WorkerContext:
     waited: float = 0.0
 
     @property
+    def metadata(self) -> Identity:
+        """The sender, by the name that the predecessor has for it."""
+        return self.identity
+
+    @property
     def organization_id(self) -> str:
         """The sender's organization."""
         return self.identity.organization_id
@@ -78,10 +83,16 @@ class WorkerContext:
 
 @frozen
 class WorkerIncoming:
-    """The message a turn answers: its text, all its parts, and where it came from."""
+    """The message a turn answers: its text, all its parts, and where it came from.
+
+    `data` is what your own code gave to `dispatch(data=...)`; `client_data` what a client sent beside its message: only its word. Each is
+    None where there is none.
+    """
 
     content: list[ContentPart]
     context: WorkerContext
+    data: dict[str, Any] | None = None
+    client_data: dict[str, Any] | None = None
     message: str = field(init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
+
+from attrs import asdict, fields
 
 from dooers.codec import clean, parts, plain
 from dooers.exceptions import DispatchError, HandlerError, InvalidValueError, quoted
@@ -24,20 +27,43 @@ __all__ = ["DispatchStream", "identity_of", "message_of"]
 
 log = logging.getLogger("dooers")
 EVERYTHING = 1 << 62
+_IDS = ("organization_id", "workspace_id", "user_id")
+_KNOWN = [attribute.name for attribute in fields(Identity)]
 
 
-def identity_of(
-    organization_id: Any, workspace_id: Any, user_id: Any, user_name: Any, user_email: Any, user_role: Any
-) -> Identity:
-    """Who a dispatch acts for; InvalidValueError names what is wrong."""
-    return Identity(
-        organization_id=_text("organization_id", organization_id),
-        workspace_id=_text("workspace_id", workspace_id),
-        user_id=_text("user_id", user_id),
-        user_name=_text("user_name", user_name or ""),
-        user_email=_text("user_email", user_email or ""),
-        user_role=_text("user_role", user_role or ""),
-    )
+def identity_of(metadata: Identity | Mapping[str, Any] | None, **given: Any) -> Identity:
+    """Who a dispatch acts for: `metadata` and what is given beside it (None is nothing). InvalidValueError names what is wrong."""
+    who: dict[str, Any] = _together(metadata)
+    for name, value in given.items():
+        if value is None:
+            continue
+        if who.get(name) and who[name] != value:
+            raise InvalidValueError(f"{name}: given twice, as {quoted(value)} and in metadata as {quoted(who[name])}")
+        who[name] = value
+    if missing := [name for name in _IDS if name not in who]:
+        raise InvalidValueError(
+            f"{', '.join(missing)}: expected a text, got none; say whom it is for, one by one or in metadata"
+        )
+    texts: dict[str, Any] = {name: _text(name, value) for name, value in who.items() if name in given or name in _IDS}
+    return Identity(**(who | texts))
+
+
+def _together(metadata: Any) -> dict[str, Any]:
+    """What is known of somebody from `metadata`; what is left out there is empty."""
+    if metadata is None:
+        return {}
+    if isinstance(metadata, Identity):
+        return asdict(metadata, recurse=False)
+    if not isinstance(metadata, Mapping):
+        raise InvalidValueError(f"metadata: expected a Metadata, an Identity or a mapping, got {quoted(metadata)}")
+    for name in metadata:
+        if name not in _KNOWN:
+            near = get_close_matches(str(name), _KNOWN, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else f"; known are {', '.join(_KNOWN)}"
+            raise InvalidValueError(
+                f"metadata: nobody is told by {name!r}{hint}. For what is not about the sender there is `data`"
+            )
+    return dict.fromkeys(_IDS, "") | {name: value for name, value in metadata.items() if value is not None}
 
 
 def message_of(

@@ -24,6 +24,7 @@ __all__ = [
     "EventType",
     "Identity",
     "ImagePart",
+    "Metadata",
     "Operation",
     "Run",
     "RunQuery",
@@ -202,6 +203,15 @@ class Identity:
         )
 
 
+@frozen(kw_only=True)
+class Metadata(Identity):
+    """An Identity of which everything may be left out, under the name that the predecessor has for one: what is not given is empty."""
+
+    organization_id: str = field(default="", converter=_or_empty)
+    workspace_id: str = field(default="", converter=_or_empty)
+    user_id: str = field(default="", converter=_or_empty)
+
+
 _IDENTITY_TEXTS = (
     "organization_id",
     "workspace_id",
@@ -238,10 +248,10 @@ class Thread:
 
     id: str
     worker_id: str
-    organization_id: str
-    workspace_id: str
-    user_id: str
-    owner: User
+    organization_id: str = ""
+    workspace_id: str = ""
+    user_id: str = ""
+    owner: User = field(default=Factory(lambda thread: User(user_id=thread.user_id), takes_self=True))
     title: str | None = None
     metadata: dict[str, Any] | None = None
     created_at: datetime

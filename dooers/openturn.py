@@ -49,6 +49,8 @@ class Message:
     data: dict[str, Any] | None = None
     client_event_id: str | None = None
     repeat_key: str | None = None
+    # Whether somebody outside wrote it, so that `data` is only their word.
+    from_client: bool = False
 
 
 @define(eq=False)

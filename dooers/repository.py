@@ -20,6 +20,7 @@ from dooers.models import (
     Identity,
     Run,
     RunQuery,
+    Scope,
     Thread,
     ThreadEvent,
     ThreadQuery,
@@ -82,9 +83,17 @@ class Repository:
         user_id: str = "",
         title: str | None = None,
         *,
-        metadata: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | Identity | None = None,
+        id: str | None = None,
     ) -> Thread:
-        """A new thread without events."""
+        """A new thread without events; or the one that there is by the `id` you give, if it is in the same place.
+
+        `metadata` is an object of yours that is kept with it. An Identity (or Metadata) in its place says whose the thread is.
+        NotFoundError where the `id` is taken elsewhere.
+        """
+        if isinstance(metadata, Identity):
+            organization_id, workspace_id, user_id = metadata.organization_id, metadata.workspace_id, metadata.user_id
+            metadata = None
         ids = {
             "worker_id": worker_id,
             "organization_id": organization_id,
@@ -95,9 +104,10 @@ class Repository:
             if clean(check_id(_text(name, value), name)) != value:
                 raise InvalidValueError(f"{name}: holds characters that no id can have")
         now = self._clock.now()
+        thread_id = self._clock.new_id() if id is None else check_id(_text("id", id), "id")
         identity = Identity(organization_id=organization_id, workspace_id=workspace_id, user_id=user_id)
         thread = Thread(
-            id=self._clock.new_id(),
+            id=thread_id,
             worker_id=worker_id,
             organization_id=organization_id,
             workspace_id=workspace_id,
@@ -109,7 +119,9 @@ class Repository:
             updated_at=now,
             last_event_at=now,
         )
-        return (await self._runner.commit(Change(thread=thread, opens=True))).thread
+        # One that is there is given back, unless it is in another place, where it is as if it were not.
+        place = Scope(worker_id, organization_id, workspace_id)
+        return (await self._runner.commit(Change(thread=thread, opens=True, exact=False, guard=place))).thread
 
     async def update_thread(
         self, thread_id: str, title: str | None = _UNSET, *, metadata: Mapping[str, Any] | None = _UNSET

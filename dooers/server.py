@@ -22,9 +22,10 @@ from dooers.dispatch import DispatchStream, identity_of, message_of
 from dooers.exceptions import ClosingError, ConfigError, DispatchError, DooersError, InvalidValueError
 from dooers.inject import InjectedHandler
 from dooers.lifecycle import Lifecycle
-from dooers.models import ContentPart
+from dooers.models import ContentPart, Identity
 from dooers.openturn import Message, OpenTurn
 from dooers.playground import Asset, about
+from dooers.predecessor import BroadcastManager, ConnectionRegistry, Persistence
 from dooers.registration import Registration
 from dooers.repository import Repository
 from dooers.routes.desk import Desk
@@ -235,14 +236,15 @@ class WorkerServer(Registration):
         self,
         handler: Callable[..., Any] | str | None = None,
         *,
-        organization_id: str,
-        workspace_id: str,
-        user_id: str,
+        organization_id: str | None = None,
+        workspace_id: str | None = None,
+        user_id: str | None = None,
         message: str = "",
         worker_id: str | None = None,
-        user_name: str = "",
-        user_email: str = "",
-        user_role: str = "",
+        user_name: str | None = None,
+        user_email: str | None = None,
+        user_role: str | None = None,
+        metadata: Identity | Mapping[str, Any] | None = None,
         thread_id: str | None = None,
         thread_title: str | None = None,
         content: Iterable[ContentPart | Mapping[str, Any] | str] | None = None,
@@ -250,6 +252,9 @@ class WorkerServer(Registration):
         idempotency_key: str | None = None,
     ) -> DispatchStream:
         """Bring a message in from anywhere that is no WebSocket. When this returns, the message is stored.
+
+        Whom it is for is told by the ids, all three, or by `metadata`: an Identity, a Metadata, or a mapping with their fields, of which
+        those left out are empty. `data`, anything with a JSON form, is stored with the message and is the handler's `incoming.data`.
 
         `thread_id` None opens a new thread; one that does not exist yet is created under that id, once. A second call with the
         same `idempotency_key` returns the first one's ids and runs nothing. Iterate the stream, `collect()` it or `detach()` it.
@@ -260,7 +265,15 @@ class WorkerServer(Registration):
             incoming = message_of(
                 self._compile(handler),
                 self.config.worker_id if worker_id is None else worker_id,
-                identity_of(organization_id, workspace_id, user_id, user_name, user_email, user_role),
+                identity_of(
+                    metadata,
+                    organization_id=organization_id,
+                    workspace_id=workspace_id,
+                    user_id=user_id,
+                    user_name=user_name,
+                    user_email=user_email,
+                    user_role=user_role,
+                ),
                 message,
                 content,
                 thread_id=thread_id,
@@ -321,7 +334,11 @@ class WorkerServer(Registration):
         return self._parts.settings()(self.config.worker_id if worker_id is None else worker_id)
 
     async def analytics(
-        self, worker_id: str | None = None, thread_id: str | None = None, user_id: str | None = None
+        self,
+        worker_id: str | None = None,
+        thread_id: str | None = None,
+        user_id: str | None = None,
+        run_id: str | None = None,
     ) -> WorkerAnalytics:
         """Analytics of a worker id; with a thread, live subscribers who may see that thread hear of it."""
         await self._life.begin()
@@ -333,9 +350,31 @@ class WorkerServer(Registration):
             thread_id=thread_id,
             thread=thread,
             user_id=user_id,
+            run_id=lambda: run_id,
         )
 
     async def repository(self) -> Repository:
         """Direct access to threads, events, runs and settings."""
         await self._life.begin()
         return self._parts.repository()
+
+    # ------------------------------------------------------------ by the predecessor's names
+
+    async def _opened(self) -> Worker:
+        await self._life.begin()
+        return self._parts
+
+    @property
+    def registry(self) -> ConnectionRegistry:
+        """The connections to this process; `stats()` says more."""
+        return ConnectionRegistry(lambda: self._parts.broadcast())
+
+    @property
+    def broadcast(self) -> BroadcastManager:
+        """Messages and threads from outside of a turn, stored and told to who may see them."""
+        return BroadcastManager(self._opened)
+
+    @property
+    def persistence(self) -> Persistence:
+        """The database by the predecessor's calls; `repository()` is what to use now."""
+        return Persistence(self._opened)

@@ -185,8 +185,10 @@ class Stage:
             handler=message.handler.name,
             waited=asyncio.get_running_loop().time() - opened.stored_at,
         )
+        # Two names, so that nobody takes a client's word for what their own code has said.
+        said = "client_data" if message.from_client else "data"
         return {
-            "incoming": WorkerIncoming(opened.event.content, context),
+            "incoming": WorkerIncoming(opened.event.content, context, **{said: opened.event.data}),
             "send": self._send,
             "memory": WorkerMemory(self._store, thread.id, turn_seq=opened.event.seq, settle=steps.settle),
             "analytics": WorkerAnalytics(

@@ -235,9 +235,10 @@ class Steps:
         growing, self.growing = self.growing, None
         if growing is not None:
             growing.end()
-            text = growing.text
-            change = grown(self.turn, growing.event, text, incomplete=incomplete) if text else None
-            self._launch(WorkerEvent("text", {"text": text, "author": growing.author}), change)
+            # One without a word is nothing: not stored, not seen, and no event for who follows the turn.
+            if text := growing.text:
+                change = grown(self.turn, growing.event, text, incomplete=incomplete)
+                self._launch(WorkerEvent("text", {"text": text, "author": growing.author}), change)
 
     def seal(self) -> None:
         """Take no more; of a message that is being streamed, what there is of it is kept."""

@@ -42,8 +42,7 @@ async def support_agent(
     settings: WorkerSettings,
 ) -> AsyncIterator[WorkerEvent]:
     yield send.run_start()
-    [message] = await memory.get_history_raw(limit=1)  # the message itself, with what the lookup found
-    customer = (message.data or {}).get("customer")
+    customer = (incoming.data or {}).get("customer")  # what the lookup found
     if customer is None:
         yield send.text(f"Hello! We do not know {incoming.context.user_id} yet. What is your name?")
     else:

@@ -19,7 +19,7 @@ RINGS: list[set[str]] = [
     {"lanes", "locks", "broadcast", "quota", "analytics", "context", "steps", "openturn", "elsewhere", "deadline"}
     | {"catchup", "relay", "stage", "deaf", "admission", "runner", "pulse", "repository"},
     {"inject", "container", "lifecycle", "session", "registration", "resume", "routes"} | {"routing", "dispatch"},
-    {"asgi", "playground", "server", "client", "chat", "cli", "testing", "__init__", "__main__"},
+    {"asgi", "playground", "predecessor", "server", "client", "chat", "cli", "testing", "__init__", "__main__"},
 ]
 RING = {name: number for number, ring in enumerate(RINGS) for name in ring}
 

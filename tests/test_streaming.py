@@ -288,6 +288,11 @@ async def test_a_stream_without_a_word_stores_nothing_and_is_seen_by_nobody(
         frames = await until(asking, is_over)
         assert not any(map(is_delta, frames))
         assert await answers(worker, thread_id) == [("assistant", "after", None)]
+        model.say(*said)
+        model.end()
+        dispatched = await worker.dispatch(message="again", thread_id=thread_id, **WHO)
+        given = [event.data["text"] async for event in dispatched if event.send_type == "text"]
+        assert given == ["after"]
 
 
 async def test_two_threads_stream_side_by_side_and_each_piece_is_told_in_its_own(worker_config: WorkerConfig) -> None:

@@ -51,6 +51,7 @@ async def event_create(desk: Desk, session: Session, frame: ClientFrame) -> None
         data=payload.event.data,
         client_event_id=key,
         repeat_key=None if key is None else repeat_key("client", session.worker_id, session.access.identity, key),
+        from_client=True,
     )
     room_for(desk, session, thread_id)
     # Before the message is stored, so that its sender cannot miss it.
