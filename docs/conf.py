@@ -211,7 +211,17 @@ def code_block(indent: str, language: str, code: str) -> str:
 # Whoever has one got it from the worker.
 GIVEN = {
     f"dooers.{name}"
-    for name in ("DispatchStream", "Repository", "WorkerAnalytics", "WorkerMemory", "WorkerSettings", "WorkerStats")
+    for name in (
+        "BroadcastManager",
+        "ConnectionRegistry",
+        "DispatchStream",
+        "Persistence",
+        "Repository",
+        "WorkerAnalytics",
+        "WorkerMemory",
+        "WorkerSettings",
+        "WorkerStats",
+    )
 }
 # Nobody imports these: what a Starlette WebSocket looks like, what `worker.registered` says.
 SHAPES = {"dooers.session.WebSocketLike", "dooers.registration.Registered"}
