@@ -57,4 +57,8 @@ def speaks_of(name: str, path: str, function: str) -> bool:
         return True
     short = re.escape(name.removeprefix("fastapi_"))
     started_by_name = re.search(rf"examples\W(\w*\{{|{name}\b)", text)
-    return started_by_name is not None and re.search(rf"\b{short}\b", "\n".join(said)) is not None
+    if started_by_name and re.search(rf"\b{short}\b", "\n".join(said)):
+        return True
+    # It may be started by a program of the tests' own.
+    programs = [ROOT / "tests" / "services" / f"{one}.py" for one in re.findall(r"services\.(\w+)", text)]
+    return any(re.search(rf"examples\W+(import )?{name}\b", one.read_text()) for one in programs if one.exists())
