@@ -226,7 +226,7 @@ class InjectedHandler:
         return self.plan.name
 
     @asynccontextmanager
-    async def run(self, values: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Any]]:
+    async def run(self, values: Mapping[str, Any]) -> AsyncIterator[AsyncGenerator[Any, None]]:
         """The handler's events; on the way out its generator is closed first, then its dependencies, in bounded time."""
         scope = _Scope(values, self.kept)
         async with _bounded_exit(scope.stack, self.teardown_timeout):
@@ -240,7 +240,7 @@ class InjectedHandler:
                 yield result
 
 
-async def _one(result: Awaitable[str | WorkerEvent | None]) -> AsyncIterator[Any]:
+async def _one(result: Awaitable[str | WorkerEvent | None]) -> AsyncGenerator[Any, None]:
     """A coroutine handler as a generator of what it returns."""
     value = await result
     if value is not None:
@@ -356,6 +356,12 @@ class Compiler:
                 f"'settings' is annotated with {_type_name(hint)}; the class given to @worker.settings is {known}",
             )
         if name in _known(available):
+            if _contradicts(hint, available[name]):
+                given = _type_name(available[name].produces)
+                return (
+                    None,
+                    f"{name!r} is annotated with {_type_name(hint)}, and is a {given}; call it something else, or by its type",
+                )
             return available[name], ""
         by_type = [key for key, provider in available.items() if _fits(hint, provider)]
         if len(by_type) == 1:
@@ -363,7 +369,8 @@ class Compiler:
         if by_type:
             return None, f"{name!r}: {_type_name(hint)} is provided by {' and '.join(by_type)}; use one of these names"
         near = get_close_matches(name, _known(available), 1)
-        return None, f"nobody provides {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+        hint = f"did you mean {near[0]!r}?" if near else "provide it above, with @worker.provide"
+        return None, f"nobody provides {name!r} ({hint})"
 
     def _is_settings_class(self, hint: Any) -> bool:
         if self.settings_class is None or hint is _EMPTY:
@@ -390,6 +397,15 @@ def _known(available: Mapping[str, Any]) -> list[str]:
 def _fits(hint: Any, provider: Any) -> bool:
     produced = getattr(provider, "produces", None) or getattr(provider, "provides", None)
     return produced is not None and (hint is produced or hint == getattr(produced, "__name__", None))
+
+
+def _contradicts(hint: Any, provider: Any) -> bool:
+    """Whether somebody who annotates a value of the turn with `hint` means something else. Only plain classes say that much."""
+    if hint is _EMPTY or not isinstance(provider, TurnValue):
+        return False
+    return (
+        inspect.isclass(hint) and not getattr(hint, "_is_protocol", False) and not issubclass(provider.produces, hint)
+    )
 
 
 def _hints(function: Any) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -30,7 +30,7 @@ class Handler(Protocol):
     @property
     def timeout(self) -> float | None: ...
 
-    def run(self, values: Mapping[str, Any]) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+    def run(self, values: Mapping[str, Any]) -> AbstractAsyncContextManager[AsyncGenerator[Any, None]]:
         """What the handler yields, inside a context that sets up its dependencies and tears them down."""
         ...
 

@@ -24,7 +24,7 @@ from dooers.exceptions import HandlerError, NotFoundError, told
 from dooers.models import Change
 from dooers.openturn import OpenTurn
 from dooers.send import WorkerSend
-from dooers.steps import Steps, close_source
+from dooers.steps import SourceFailed, Steps, close_source
 from dooers.stores import Store, answered
 from dooers.turn import Clock, Outcome, as_event, closing
 
@@ -58,22 +58,26 @@ class Stage:
         self._unclosed: deque[Change] = deque(maxlen=UNCLOSED)
 
     async def perform(self, opened: OpenTurn) -> None:
-        """Drive the handler: one event, one step, on to the next."""
-        steps = opened.steps
+        """Drive the handler: one event, one step, on to the next. What a stream of its fails with is raised at its `yield`."""
+        steps, failed = opened.steps, None
         async with opened.message.handler.run(self._values(opened, steps)) as yielded:
             try:
                 while True:
                     await steps.wanted()
                     try:
-                        value = await anext(yielded)
+                        value = await (anext(yielded) if failed is None else yielded.athrow(failed))
                     except StopAsyncIteration:
                         break
+                    failed = None
                     event = as_event(value, self._send.text)
                     if opened.canceled or opened.expired:
                         # A handler that caught its cancellation and went on: what it yields now is too late.
                         await close_source(event.data.get("source"))
                         return
-                    await steps.take(event)
+                    try:
+                        await steps.take(event)
+                    except SourceFailed as raised:
+                        failed = raised.error
             finally:
                 opened.leaving = True
         await steps.settle()

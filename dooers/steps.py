@@ -23,7 +23,7 @@ from dooers.send import WorkerEvent
 from dooers.stores import outcome_of
 from dooers.turn import Clock, Turn, grown, sprout, step
 
-__all__ = ["Growing", "Sink", "Steps", "close_source"]
+__all__ = ["Growing", "Sink", "SourceFailed", "Steps", "close_source"]
 
 # Seconds between two frames of deltas, and between two growing appends for clients that know no deltas (the wire page promises
 # one at least every 0.5 s). The eye sees no difference below the first; a model can be ten times as fast.
@@ -33,6 +33,14 @@ APPEND_EVERY = 0.25
 CLOSE_WITHIN = 5.0
 # Pieces of a message that are kept apart before they are put together.
 JOINED = 100
+
+
+class SourceFailed(Exception):
+    """What a stream was read from raised `error`: for the handler to hear of, as if it had read that itself."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(repr(error))
+        self.error = error
 
 
 class Sink(Protocol):
@@ -166,7 +174,8 @@ class Steps:
                 raise self._failure
 
     async def take(self, event: WorkerEvent) -> None:
-        """Send one yielded event on its way. Waits only while too many are; raises what an earlier one failed with."""
+        """Send one yielded event on its way. Waits only while too many are; raises what an earlier one failed with, and SourceFailed
+        where it is a stream whose source raises."""
         if event.send_type == "stream":
             await self._take_stream(event.data["source"], event.data["author"])
             return
@@ -201,13 +210,18 @@ class Steps:
             self.growing = growing = Growing(
                 sprout(self.turn, author, self._clock), author, self.turn.thread, self._teller
             )
-            pieces = aiter(source)
-            async for piece in pieces:
-                self._go_on()
-                self._take_piece(growing, piece)
-                # An iterator that never waits must not keep everybody else from being served, nor itself from being stopped.
-                await asyncio.sleep(0)
-                self._go_on()
+            try:
+                pieces = aiter(source)
+                async for piece in pieces:
+                    self._go_on()
+                    self._take_piece(growing, piece)
+                    # An iterator that never waits must not keep everybody else from being served, nor itself from being stopped.
+                    await asyncio.sleep(0)
+                    self._go_on()
+            except Exception as error:
+                if self._stopped:
+                    raise  # its complaint of being stopped; the handler has nothing to mend
+                raise SourceFailed(error) from error
             await self._sure()
             self._go_on()
             whole = True
@@ -216,9 +230,13 @@ class Steps:
             for closed in (pieces, source) if pieces is not source else (source,):
                 await close_source(closed)
 
-    def _go_on(self) -> None:
+    @property
+    def _stopped(self) -> bool:
         task = asyncio.current_task()
-        if self.sealed or (task is not None and task.cancelling()):
+        return self.sealed or (task is not None and task.cancelling() > 0)
+
+    def _go_on(self) -> None:
+        if self._stopped:
             # The iterator was cancelled, and went on or ended as if it were done.
             raise asyncio.CancelledError("this turn is over")
 

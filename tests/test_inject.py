@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import anyio
 import pytest
@@ -503,6 +503,24 @@ def test_overriding_what_nobody_provides_is_refused_with_a_suggestion(worker: Wo
     with pytest.raises(SignatureError, match=r"nobody provides 'memroy' .did you mean 'memory'"):
         with worker.override(memroy=1):
             pytest.fail("the block must not be entered")
+
+
+class Remembers(Protocol):
+    async def get_history(self) -> list[Any]: ...
+
+
+def test_a_name_of_a_turns_value_with_another_type_is_refused(worker: WorkerServer) -> None:
+    with pytest.raises(SignatureError, match=r"'incoming' is annotated with int, and is a WorkerIncoming"):
+
+        @worker.handler
+        async def handler(incoming: int) -> None: ...
+
+
+async def test_a_name_of_a_turns_value_may_be_annotated_by_anything_that_fits(worker: WorkerServer) -> None:
+    async def handler(incoming: object, memory: Remembers, identity: Identity | None, send: Any) -> str:
+        return f"{type(incoming).__name__} {type(memory).__name__} {identity is not None}"
+
+    assert await run(worker, handler) == ["WorkerIncoming WorkerMemory True"]
 
 
 # ---------------------------------------------------------------- around every turn

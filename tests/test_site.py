@@ -32,8 +32,7 @@ CONTRIB = ROOT / "contrib" / "dooers_contrib"
 CONF = runpy.run_path(str(DOCS / "conf.py"))
 # Pages and examples that are linked to and still being written. Empty it is best.
 TO_COME = {
-    *("quickstart", "concepts", "handlers", "injection", "settings", "memory", "dispatch", "streaming", "stores"),
-    *("deployment", "benchmarks", "background", "hosts", "front-ends"),
+    *("background", "hosts", "front-ends"),
     *("examples/fastapi_langchain.py", "examples/fastapi_langgraph.py", "examples/fastapi_openai_agents.py"),
 }
 

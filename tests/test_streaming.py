@@ -505,6 +505,71 @@ async def test_a_stream_that_breaks_keeps_its_text_then_fails_the_run_then_says_
         assert model.closed.is_set()
 
 
+async def test_what_a_stream_raises_is_the_handlers_to_mend(worker_config: WorkerConfig) -> None:
+    heard: list[BaseException] = []
+
+    async def breaks(error: Exception) -> AsyncIterator[str]:
+        yield "Hello"
+        raise error
+
+    async def handler(incoming: Any, send: Any) -> AsyncIterator[Any]:
+        yield send.run_start()
+        for error in (ConnectionError("the first model"), ValueError("the second model")):
+            try:
+                yield send.stream(breaks(error))
+            except (ConnectionError, ValueError) as raised:
+                heard.append(raised)
+        if incoming.message == "give up":
+            raise heard[-1]
+        yield send.text("another model's answer")
+
+    worker = WorkerServer(worker_config)
+    async with worker.lifespan():
+        stream = await worker.dispatch(handler, **WHO, message="go on")
+        texts = [event.data["text"] async for event in stream if event.send_type == "text"]
+        assert texts == ["Hello", "Hello", "another model's answer"]
+        assert [type(error) for error in heard] == [ConnectionError, ValueError]
+        assert stream.status == "succeeded"
+        again = await worker.dispatch(handler, **WHO, message="give up")
+        with pytest.raises(HandlerError) as raised:
+            await again.collect()
+        assert raised.value.original is heard[-1]
+        repository = await worker.repository()
+        [run] = await repository.list_runs({"thread_id": again.thread_id})
+        assert run.status == "failed"
+
+
+async def test_a_handler_hears_of_its_own_stop_and_not_of_what_its_stream_says_to_that(
+    worker_config: WorkerConfig,
+) -> None:
+    heard: list[BaseException] = []
+    begun = asyncio.Event()
+
+    async def complains() -> AsyncIterator[str]:
+        yield "Hello"
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionError("cut off") from None
+
+    async def handler(send: Any) -> AsyncIterator[Any]:
+        try:
+            yield send.stream(complains())
+        except Exception as error:
+            heard.append(error)
+        yield send.text("never said")
+
+    worker = WorkerServer(worker_config)
+    async with worker.lifespan():
+        stream = await worker.dispatch(handler, **WHO, message="go")
+        stream.detach()
+        await begun.wait()
+        assert await worker.cancel(thread_id=stream.thread_id) == 1
+        assert [event.data["text"] for event in await stream.collect()] == ["Hello"]
+        assert (stream.status, heard) == ("canceled", [])
+
+
 Stop = Callable[[WorkerServer, WorkerClient, str], Awaitable[Any]]
 
 

@@ -289,6 +289,26 @@ async def test_a_connection_that_breaks_fails_the_turn_and_keeps_what_was_said(a
     assert turn.error is not None
 
 
+async def test_a_handler_that_hears_of_a_connection_that_breaks_may_ask_again(asking: Asking) -> None:
+    half = chat("It was a dark", finish=None)[: -len("data: [DONE]\n\n")]
+    asking.vendor.replies = [Reply(half, breaks=True), Reply(chat("Hello."))]
+    worker = WorkerServer(asking.config)
+
+    @worker.handler
+    async def agent(send: WorkerSend) -> AsyncIterator[WorkerEvent]:
+        try:
+            async for event in asking.chat(send):
+                yield event
+        except Exception:  # which one, differs between the versions of the library
+            async for event in asking.chat(send):
+                yield event
+
+    async with worker.lifespan():
+        stream = await worker.dispatch(message="Well?", **WHO)
+        assert [event.data["text"] async for event in stream] == ["It was a dark", "Hello."]
+        assert stream.status == "succeeded"
+
+
 @pytest.mark.parametrize("kind", ["chat", "response"])
 async def test_a_stream_that_ends_too_early_is_not_taken_for_an_answer(asking: Asking, kind: str) -> None:
     half = chat("It was a dark", finish=None)[: -len("data: [DONE]\n\n")]
