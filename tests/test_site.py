@@ -31,10 +31,7 @@ MODULES = ["dooers", "dooers.client", "dooers.testing"]
 CONTRIB = ROOT / "contrib" / "dooers_contrib"
 CONF = runpy.run_path(str(DOCS / "conf.py"))
 # Pages and examples that are linked to and still being written. Empty it is best.
-TO_COME = {
-    *("background", "hosts", "front-ends"),
-    *("examples/fastapi_langchain.py", "examples/fastapi_langgraph.py", "examples/fastapi_openai_agents.py"),
-}
+TO_COME = {"background", "hosts", "front-ends"}
 
 
 class Page(HTMLParser):

@@ -60,11 +60,13 @@ class Asked:
 
 @define(eq=False)
 class Vendor:
-    """Answers with `replies` in turn, whoever asks for what; `answers` answers who gets none of these."""
+    """Answers with `replies` in turn, whoever asks for what. `called`: somebody has asked; `left`: somebody has gone away
+    in the middle of an answer."""
 
     url: str = ""
     replies: list[Reply] = Factory(list)
     asked: list[Asked] = Factory(list)
+    called: asyncio.Event = Factory(asyncio.Event)
     left: asyncio.Event = Factory(asyncio.Event)
     token: bytes = b'{"access_token": "from-the-account", "expires_in": 3600, "token_type": "Bearer"}'
 
@@ -80,8 +82,9 @@ class Vendor:
                     await say(writer, Reply(self.token, kind="application/json"))
                     continue
                 self.asked.append(Asked(path, headers, json.loads(body)))
+                self.called.set()
                 reply = self.replies.pop(0)
-                await say(writer, reply)
+                await say(writer, reply, reader)
                 if reply.breaks:
                     break
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -90,7 +93,7 @@ class Vendor:
             writer.close()
 
 
-async def say(writer: asyncio.StreamWriter, reply: Reply) -> None:
+async def say(writer: asyncio.StreamWriter, reply: Reply, reader: asyncio.StreamReader | None = None) -> None:
     lines = [
         f"HTTP/1.1 {reply.status} Status",
         f"content-type: {reply.kind}",
@@ -109,7 +112,7 @@ async def say(writer: asyncio.StreamWriter, reply: Reply) -> None:
         await body(reply.body)
     else:
         await body(reply.body[: reply.first])
-        await reply.until.wait()
+        await until(reply.until, reader)
         await body(reply.body[reply.first :])
     if reply.breaks:
         # What was written is on its way before the connection is reset.
@@ -119,6 +122,20 @@ async def say(writer: asyncio.StreamWriter, reply: Reply) -> None:
     else:
         writer.write(b"0\r\n\r\n")
         await writer.drain()
+
+
+async def until(event: asyncio.Event, reader: asyncio.StreamReader | None) -> None:
+    """Wait for it, or find out that whoever asked is gone."""
+    happened = asyncio.create_task(event.wait())
+    gone = asyncio.create_task(asyncio.Event().wait() if reader is None else reader.read(1))
+    try:
+        await asyncio.wait([happened, gone], return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() and gone.result() == b"":
+            raise ConnectionResetError("whoever asked is gone")
+    finally:
+        happened.cancel()
+        gone.cancel()
+        await asyncio.wait([happened, gone])  # or the next request could not be read
 
 
 @asynccontextmanager

@@ -1,4 +1,5 @@
 """Optional integrations on dooers' public names, an extra for each that needs a library: `jwt` (with its keys in `jwks`), `redis`,
-`opentelemetry`; the model vendors `openai`, `anthropic`, `google` (what they share is `answers`); the channels `whatsapp`, `slack`
+`opentelemetry`; the model vendors `openai`, `anthropic`, `google` (what they share is `answers`);
+the agent frameworks `langchain`, `langgraph`, `openai_agents`, `pydantic_ai` (`progress`); the channels `whatsapp`, `slack`
 (`channel`).
 """
