@@ -6,6 +6,7 @@ and publishes it, `broadcast` brings it to people. `server` is the face, `docs/a
 
 from dooers.analytics import AnalyticsBatch, AnalyticsEvent, AnalyticsEventPayload, FeedbackData
 from dooers.config import WorkerConfig
+from dooers.content import check_content
 from dooers.context import WorkerAnalytics, WorkerContext, WorkerIncoming, WorkerMemory, WorkerSettings
 from dooers.dispatch import DispatchStream
 from dooers.exceptions import (
@@ -151,4 +152,5 @@ __all__ = [
     "WorkerServer",
     "WorkerSettings",
     "WorkerStats",
+    "check_content",
 ]

@@ -22,7 +22,7 @@ from dooers.dispatch import DispatchStream, identity_of, message_of
 from dooers.exceptions import ClosingError, ConfigError, DispatchError, DooersError, InvalidValueError
 from dooers.inject import InjectedHandler
 from dooers.lifecycle import Lifecycle
-from dooers.models import ContentPart, Identity
+from dooers.models import ContentPart, Identity, Operation, Thread
 from dooers.openturn import Message, OpenTurn
 from dooers.playground import Asset, about
 from dooers.predecessor import BroadcastManager, ConnectionRegistry, Persistence
@@ -317,6 +317,13 @@ class WorkerServer(Registration):
         if asyncio.current_task() not in [opened.task for opened in stopped]:
             await runner.ended(*stopped)
         return len(stopped)
+
+    def allows(self, identity: Identity, operation: Operation, thread: Thread | None = None) -> bool:
+        """Whether `permissions` and the `@worker.authorize` hook let somebody do this within their own scope.
+
+        For who builds a door of their own: `dispatch` does not ask, it does what its caller has decided.
+        """
+        return Policy(self.config.permissions, self._authorize).allows(identity, operation, thread)
 
     def is_answering(self, thread_id: str) -> bool:
         """Whether a turn of this thread runs or waits in this process."""

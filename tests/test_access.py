@@ -10,6 +10,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dooers import WorkerConfig, WorkerServer
 from dooers.access import Access, Policy, check_may_own, check_visible, origin_allowed, scope_of, visible
 from dooers.exceptions import ForbiddenError, NotFoundError
 from dooers.models import Identity, Operation, Scope, Thread, User
@@ -144,6 +145,14 @@ def test_table_and_hook_must_both_allow() -> None:
     table: dict[Operation, Any] = {"feedback": frozenset({"admin"})}
     for hook, identity, allowed in [(True, ADA, True), (True, ANN, False), (False, ADA, False), (False, ANN, False)]:
         assert evolve(hooked(hook), permissions=table).allows(identity, "feedback") is allowed
+
+
+def test_a_worker_says_for_doors_of_others_what_it_allows() -> None:
+    worker = WorkerServer(WorkerConfig(database_type="memory", permissions={"thread.post": ["admin"]}))
+    assert worker.allows(ADA, "thread.post")
+    assert not worker.allows(ANN, "thread.post")
+    worker.authorize(lambda identity, operation, thread: False)
+    assert not worker.allows(ADA, "thread.post")
 
 
 def test_a_hook_that_raises_has_refused_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:

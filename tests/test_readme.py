@@ -96,7 +96,7 @@ async def speak(worker: WorkerServer) -> None:
 
 
 async def visit(app: Any, text: str) -> None:
-    mounted = re.search(r'\.mount\("(.+?)"', text)
+    mounted = re.search(r'(?:[Mm]ount|@asgi)\("(/.+?)"', text)
     prefix = mounted[1] if mounted else ""
     async with serving(app) as address:
         async with httpx.AsyncClient(trust_env=False) as http:

@@ -30,8 +30,6 @@ PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in DOCS
 MODULES = ["dooers", "dooers.client", "dooers.testing"]
 CONTRIB = ROOT / "contrib" / "dooers_contrib"
 CONF = runpy.run_path(str(DOCS / "conf.py"))
-# Pages and examples that are linked to and still being written. Empty it is best.
-TO_COME = {"background", "hosts", "front-ends"}
 
 
 class Page(HTMLParser):
@@ -88,15 +86,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 def test_the_build_has_nothing_to_complain_about(site: Site) -> None:
-    expected = re.compile("|".join(rf"(?<!/){re.escape(one)}" for one in TO_COME) or "$^")
-    assert [line for line in site.told.splitlines() if not expected.search(line.partition("WARNING")[2])] == []
+    assert site.told == ""
 
 
 def test_every_page_is_in_the_navigation_once_and_nothing_else_is() -> None:
     named = Counter(re.sub(r".*<(.+)>", r"\1", entry) for entries in CONF["NAVIGATION"].values() for entry in entries)
     there = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")} - {"index"}
     assert there - set(named) == set(), "docs/conf.py: put these into NAVIGATION, where one would read them"
-    assert set(named) - there - TO_COME == set(), "docs/conf.py: NAVIGATION names pages that there are not"
+    assert set(named) - there == set(), "docs/conf.py: NAVIGATION names pages that there are not"
     assert named.total() == len(named)
 
 
@@ -133,8 +130,6 @@ def test_every_link_within_the_site_leads_to_something(site: Site) -> None:
             if parts.scheme:
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            if comes(target) or comes(Path("/", parts.fragment)):
-                continue
             if target not in site.pages and not target.is_file():
                 faults.append(f"{path.relative_to(site.root)}: {link}: no such file")
             elif parts.fragment and target in site.pages and unquote(parts.fragment) not in site.pages[target].ids:
@@ -149,7 +144,7 @@ def test_every_link_works_where_the_pages_are_read_as_files() -> None:
         for link in links(ROOT / page):
             parts = urlsplit(link)
             target = ((ROOT / page).parent / parts.path).resolve() if parts.path else ROOT / page
-            if parts.scheme or comes(target):
+            if parts.scheme:
                 continue
             if not target.exists():
                 faults.append(f"{page}: {link}: no such file")
@@ -162,13 +157,6 @@ def test_links_to_other_sites_are_whole_and_encrypted(site: Site) -> None:
     outside = {link for page in site.pages.values() for link in page.links if urlsplit(link).scheme}
     odd = [link for link in outside if not re.fullmatch(r"https://[\w.-]+\.[a-z]+(:\d+)?(/[^\s<>]*)?", link)]
     assert odd == []
-
-
-def comes(target: Path) -> bool:
-    return (
-        any(target.as_posix().endswith((f"/{one}", f"/{one}.md", f"/{one}.html")) for one in TO_COME)
-        and not target.exists()
-    )
 
 
 def links(page: Path) -> Iterator[str]:
