@@ -40,6 +40,19 @@ def test_a_public_name_has_a_docstring(name: str) -> None:
                 assert member.__doc__, f"{name}.{method}"
 
 
+CONTRIB = [f"dooers_contrib.{path.stem}" for path in (ROOT.parent / "contrib" / "dooers_contrib").glob("[a-z]*.py")]
+
+
+@pytest.mark.parametrize("name", ["dooers.client", "dooers.testing", *sorted(CONTRIB)])
+def test_what_else_can_be_imported_has_docstrings_too(name: str) -> None:
+    module = import_module(name)
+    assert module.__doc__
+    for public in module.__all__:
+        value = getattr(module, public)
+        if inspect.isclass(value) or inspect.isroutine(value):
+            assert inspect.getdoc(value), f"{name}.{public}"
+
+
 @pytest.mark.parametrize("path", sorted(p.stem for p in ROOT.glob("*.py") if not p.stem.startswith("__")))
 def test_a_module_says_what_it_is_and_declares_its_names(path: str) -> None:
     tree = ast.parse((ROOT / f"{path}.py").read_text())

@@ -188,6 +188,7 @@ class EventStream(Response):
 
 
 async def disconnect(receive: Receive) -> None:
+    """Wait until the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
