@@ -180,7 +180,7 @@ def sse(events: Iterable[Json | str], *, named: bool = False) -> bytes:
         name = f"event: {event['type']}\n" if named and isinstance(event, dict) else ""
         data = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)
         texts.append(f"{name}data: {data}\n\n")
-    return "".join(texts).encode()
+    return "".join(texts).encode(errors="backslashreplace")  # half of an emoji can only be escaped
 
 
 # ---------------------------------------------------------------- OpenAI, chat completions

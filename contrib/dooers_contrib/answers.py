@@ -14,7 +14,7 @@ from attrs import Factory, define, field, frozen
 
 from dooers import WorkerEvent, WorkerSend
 
-__all__ = ["Answer", "AnswerError", "Reader", "Results", "ToolCall", "arguments"]
+__all__ = ["Answer", "AnswerError", "Reader", "Results", "ToolCall", "arguments", "mended"]
 
 
 class AnswerError(Exception):
@@ -55,7 +55,7 @@ class Answer:
     @property
     def text(self) -> str:
         """What the model has said so far."""
-        return "".join(self.pieces)
+        return mended("".join(self.pieces))
 
     @property
     def complete(self) -> bool:
@@ -114,7 +114,11 @@ class _Text:
         if piece is None:
             piece = await anext(self._reading)
         self._answer.pieces.append(piece)
-        return piece
+        if "\ud800" <= piece[-1] <= "\udbff":
+            other = await anext(self._reading, "")
+            self._answer.pieces.append(other)
+            piece += other
+        return mended(piece)
 
     async def aclose(self) -> None:
         await self._reading.aclose()
@@ -127,6 +131,14 @@ def arguments(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return args if isinstance(args, dict) else None
+
+
+def mended(text: str) -> str:
+    """A text as it was meant, of which some servers send the halves of an emoji apart; a half without its other is U+FFFD.
+
+    No request can have one, so it must not come into what is sent back either.
+    """
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 async def _run(call: ToolCall, tools: Mapping[str, Callable[..., Any]]) -> Any:

@@ -23,7 +23,7 @@ from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import ResponseStreamEvent
 
 from dooers import WorkerSend
-from dooers_contrib.answers import Answer, AnswerError, ToolCall, arguments
+from dooers_contrib.answers import Answer, AnswerError, ToolCall, arguments, mended
 
 __all__ = ["answer", "response"]
 
@@ -63,6 +63,8 @@ async def _read_chat(it: Answer, stream: Any) -> AsyncGenerator[str, None]:
                     yield text
     if not it.finish_reason:
         raise AnswerError("the stream of OpenAI's answer ended before the answer did")
+    for call in calls:
+        call["arguments"] = mended(call["arguments"])
     it.tool_calls = [
         ToolCall(call["id"], call["name"], arguments(call["arguments"] or ("" if _cut(it) else "{}"))) for call in calls
     ]

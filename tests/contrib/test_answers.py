@@ -9,6 +9,8 @@ import tokenize
 
 from snippets import ROOT
 
+VENDORS = ("openai", "anthropic", "google", "answers")
+FRAMEWORKS = ("langchain", "langgraph", "openai_agents", "pydantic_ai", "progress")
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
@@ -32,5 +34,5 @@ def test_the_page_tells_how_many_lines_the_adapters_have() -> None:
     rows = re.findall(r"^\| `dooers_contrib\.(\w+)` \| .*? \| (\d+) \|", page, re.MULTILINE)
     assert {name: int(lines) for name, lines in rows} == {
         name: lines_of_code((ROOT / f"contrib/dooers_contrib/{name}.py").read_text(encoding="utf-8"))
-        for name in ("openai", "anthropic", "google", "answers")
+        for name in VENDORS + FRAMEWORKS
     }

@@ -119,6 +119,33 @@ async def test_calls_side_by_side_are_put_together_from_their_pieces(asking: Ask
     ]
 
 
+async def test_halves_of_an_emoji_that_come_apart_are_put_together_and_half_of_one_goes_nowhere(asking: Asking) -> None:
+    calls = [
+        call("0", "weather", '{"city": "Lisbon \ud83c'),
+        {"index": 0, "function": {"arguments": '\udf1e \ud800"}'}},
+    ]
+    first = chat("I look \ud83d", "\udc40. \ud800", ".\ud83d", calls=calls, finish="tool_calls")
+    asking.vendor.replies = [Reply(first), Reply(chat("Sunny."))]
+    messages: list[Any] = []
+
+    async def agent(send: WorkerSend) -> AsyncIterator[WorkerEvent]:
+        for _ in range(2):
+            stream = await asking.client.chat.completions.create(model="gpt-test", messages=messages, stream=True)
+            answer = openai.answer(send, stream)
+            async for event in answer:
+                yield event
+            async for event in answer.run({"weather": lambda city: city}):
+                yield event
+            messages.extend(answer.messages)
+
+    turn = await ask(asking.config, agent)
+    assert (turn.error, turn.texts) == (None, ["I look 👀. \ufffd.\ufffd", "Sunny."])
+    asked, told = asking.vendor.asked[1].body["messages"]
+    assert asked["content"] == turn.texts[0]
+    assert asked["tool_calls"][0]["function"]["arguments"] == '{"city": "Lisbon 🌞 \ufffd"}'
+    assert told["content"] == "Lisbon 🌞 \ufffd"
+
+
 async def test_an_answer_that_only_calls_tools_is_no_message(asking: Asking) -> None:
     turn, answer = await asking.of_chat(chat(calls=CALLS, finish="tool_calls"))
     assert [event.send_type for event in turn.told] == ["tool_call", "tool_call"]
