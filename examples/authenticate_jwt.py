@@ -1,5 +1,6 @@
 """A worker that knows people by their token (a JWT), whatever they say of themselves. Each sees their own threads only.
 
+pip install 'dooers-workers-server[cli,jwt]'
 export JWT_SECRET=$(openssl rand -hex 32)
 dooers run examples.authenticate_jwt:worker
 dooers chat --token $(python -m examples.authenticate_jwt alice)      (in a second terminal, with the same JWT_SECRET)

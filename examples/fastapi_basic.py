@@ -1,5 +1,6 @@
 """A worker inside a FastAPI application: people talk to it over a WebSocket, other systems over a webhook. Same handler.
 
+pip install 'dooers-workers-server[cli]' fastapi
 uvicorn examples.fastapi_basic:app
 dooers chat ws://127.0.0.1:8000/ws --organization org-1 --workspace ws-1
 curl -H 'content-type: application/json' -d '{"text": "hi", "user_id": "alice"}' http://127.0.0.1:8000/api/webhook

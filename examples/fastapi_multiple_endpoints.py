@@ -1,5 +1,6 @@
 """One handler behind three doors: a chat over a WebSocket, a REST endpoint that waits for the answer, and one that does not.
 
+pip install 'dooers-workers-server[cli]' fastapi
 uvicorn examples.fastapi_multiple_endpoints:app
 dooers chat ws://127.0.0.1:8000/ws --organization org-1 --workspace ws-1
 curl -H 'content-type: application/json' -d '{"text": "hi", "user_id": "alice"}' http://127.0.0.1:8000/api/ask

@@ -1,5 +1,6 @@
 """People talk to a worker over WhatsApp, and the worker knows which customer writes.
 
+pip install 'dooers-workers-server[cli]' fastapi
 export WHATSAPP_ACCESS_TOKEN=... WHATSAPP_APP_SECRET=... WHATSAPP_VERIFY_TOKEN=...      (from the app at developers.facebook.com)
 uvicorn examples.fastapi_whatsapp_webhook:app
 

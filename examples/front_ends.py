@@ -1,5 +1,6 @@
 """One handler behind every door: AG-UI, the Vercel AI SDK, an OpenAI-compatible API, and the WebSocket with the playground.
 
+pip install 'dooers-workers-server[cli,ag-ui]'
 export KEYS="sk-alice=alice,sk-bob=bob"     (who has which key; a program of yours asks its database)
 dooers run examples.front_ends:app
 

@@ -1,5 +1,6 @@
 """The smallest worker: it says back what you say, word by word, and keeps the conversation in a file.
 
+pip install 'dooers-workers-server[cli]'
 dooers run examples.quickstart:worker
 dooers chat                             (in a second terminal)
 """

@@ -1,5 +1,6 @@
 """People talk to a worker over Telegram: an answer is one message there, and grows as it is written at the other door, /ws.
 
+pip install 'dooers-workers-server[cli]'
 export TELEGRAM_BOT_TOKEN=... TELEGRAM_SECRET_TOKEN=...      (from @BotFather; one that you make up)
 uvicorn examples.telegram_webhook:app
 curl "https://api.telegram.org/bot$TELEGRAM_BOT_TOKEN/setWebhook" -d url=https://your-host/telegram -d secret_token="$TELEGRAM_SECRET_TOKEN"

@@ -1,5 +1,6 @@
 """A tour of the playground: one worker that shows, word by word, everything a handler can do.
 
+pip install 'dooers-workers-server[cli]'
 dooers run examples.tour:worker         (then open http://127.0.0.1:8000 and say "help")
 """
 

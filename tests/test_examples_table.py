@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 
 import pytest
 from snippets import ROOT
@@ -34,6 +35,17 @@ def test_a_row_says_what_is_so(name: str) -> None:
         assert not extra or re.search(rf"(?m)^{extra} = ", EXTRAS[1]), f"pyproject.toml has no extra {extra!r}"
     path, _, function = test.strip("`").partition("::")
     assert speaks_of(name.removesuffix(".py"), path, function), f"{test} says nothing of {name}"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_its_first_lines_install_what_it_needs(name: str) -> None:
+    lines = ast.get_docstring(ast.parse((ROOT / "examples" / name).read_text(encoding="utf-8"))) or ""
+    [line] = re.findall(r"(?m)^pip install (.+)$", lines)
+    ours, *others = shlex.split(line)
+    extras = re.findall(r"^dooers-workers-server\[(.+)\]$", ours)
+    _, _, _, needs, _, _ = ROWS[name]
+    assert extras == re.findall(r"`\[(.+?)\]`", needs)
+    assert [re.sub(r"\[.+\]", "", other) for other in others] == re.findall(r"`([\w-]+)`", needs)
 
 
 def targets(node: ast.stmt) -> list[ast.Name]:

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 from typing import Any
 
@@ -106,13 +107,11 @@ def _modules_beside(name: str) -> set[str]:
 
 
 def _where(error: BaseException) -> str:
-    """The place of an error: where Python says it lies in a text, else the deepest line that ran."""
+    """The place of an error: where Python says it lies in a text, else the deepest line that ran, of those that lie in a file."""
     if isinstance(error, SyntaxError):
         return ""  # says so itself
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+    lines = [line for line in extract_tb(error.__traceback__) if not line.filename.startswith("<")]
+    return f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})" if lines else ""
 
 
 def _instead(module: ModuleType, attribute: str) -> str:
