@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from attrs import Factory, define
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 
 from dooers import WorkerEvent, WorkerSend
@@ -40,6 +41,7 @@ def answer(
 
 async def _read(send: WorkerSend, stream: Any, author: str | None) -> AsyncGenerator[Part, None]:
     calling: dict[str | None, list[AIMessage]] = {}  # chunks of messages that are not whole, by their id
+    speakers = _Speakers()
     passed_over, read = False, False
     async with aclosing(stream):
         async for part in stream:
@@ -47,6 +49,8 @@ async def _read(send: WorkerSend, stream: Any, author: str | None) -> AsyncGener
             passed_over, read = passed_over or message is None, read or message is not None
             if isinstance(message, AIMessage):
                 if text := str(message.text):
+                    if (given_up := speakers.given_up(origin.get("langgraph_checkpoint_ns"), message.id)) is not None:
+                        yield Done(given_up)
                     yield Said(message.id, text, author or origin.get("lc_agent_name"))
                 calling.setdefault(message.id, []).append(message)
                 # Its last chunk says so; a message of a model that does not stream, or of a node, is whole.
@@ -62,6 +66,30 @@ async def _read(send: WorkerSend, stream: Any, author: str | None) -> AsyncGener
         raise AnswerError(
             'the graph told of no messages: its astream() needs stream_mode="messages", or that mode among others'
         )
+
+
+@define(eq=False)
+class _Speakers:
+    """Which message each step of the graph is writing.
+
+    Of a model that fails half-way, and is asked again or replaced by another, nobody tells that its message is over: the next one of
+    its step does. A step in which an earlier one goes on asks several at once, and nothing is concluded of it any more.
+    """
+
+    last: dict[str, str | None] = Factory(dict)
+    said: set[str | None] = Factory(set)
+    several: set[str] = Factory(set)
+
+    def given_up(self, step: str | None, message: str | None) -> str | None:
+        """The message that is over, now that this one is written."""
+        if step is None or (before := self.last.get(step, message)) == message:
+            before = None
+        elif message in self.said:
+            self.several.add(step)
+        if step is not None:
+            self.last[step] = message
+        self.said.add(message)
+        return None if step in self.several else before
 
 
 def _message(part: Any) -> tuple[BaseMessage | None, dict[str, Any]]:

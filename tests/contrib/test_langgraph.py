@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from asking import Turn, ask, leave, stop
+from asking import WHO, Turn, ask, leave, stop
 from dooers_contrib import langgraph
 from dooers_contrib.answers import AnswerError
 from langchain.agents import create_agent
+from langchain.agents.middleware import ModelFallbackMiddleware
 from langchain_anthropic import ChatAnthropic
 from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage
@@ -19,9 +20,9 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, MessagesState, StateGraph
 from openai import AuthenticationError, DefaultAsyncHttpxClient, InternalServerError, RateLimitError
 from pydantic import SecretStr
-from wires import Reply, Vendor, a_vendor, anthropic, chat, refused, tool_use
+from wires import Reply, Vendor, a_vendor, anthropic, chat, refused, sse, tool_use
 
-from dooers import WorkerConfig, WorkerEvent, WorkerSend
+from dooers import WorkerConfig, WorkerEvent, WorkerSend, WorkerServer
 
 # With a history, none of which may be told again.
 HISTORY = [("user", "Hello."), ("assistant", "I am here."), ("user", "Well?")]
@@ -248,6 +249,56 @@ async def test_agents_that_talk_at_the_same_time_are_heard_one_after_the_other(a
     turn = await asking.ask(graph.compile(), chat("To ", "be ", "or."), chat("To ", "be ", "or."))
     assert turn.texts == ["To be or.", "To be or."]
     assert turn.status == "succeeded"
+
+
+async def test_a_model_that_breaks_off_does_not_keep_the_one_that_stands_in_for_it_from_being_heard_live(
+    asking: Asking,
+) -> None:
+    overloaded = sse([{"error": {"message": "Overloaded.", "code": 429}}])
+    broken_off = chat("It was", finish=None).replace(b"data: [DONE]\n\n", overloaded)
+    whole, heard = chat("Here ", "it is."), asyncio.Event()
+    asking.vendor.replies = [Reply(broken_off), Reply(whole, first=whole.index(b"Here ") + 80, until=heard)]
+    graph = asking.agent(middleware=[ModelFallbackMiddleware(asking.model)])
+    worker = WorkerServer(asking.config)
+
+    @worker.handler
+    async def agent(send: WorkerSend) -> AsyncIterator[WorkerEvent]:
+        async for event in langgraph.answer(send, graph.astream(INPUT, stream_mode="messages")):
+            yield event
+
+    async with worker.lifespan(), asyncio.timeout(30):
+        stream = await worker.dispatch(message="Well?", **WHO)
+        texts = []
+        async for event in stream.events(deltas=True):
+            if event.data["text"] == "Here ":
+                heard.set()
+            if event.send_type == "text":
+                texts.append(event.data["text"])
+    assert texts == ["It was", "Here it is."]
+
+
+async def test_models_that_are_asked_at_once_in_one_step_are_not_cut_to_pieces(asking: Asking) -> None:
+    turns = [asyncio.Event() for _ in range(2)]
+
+    async def speak(state: MessagesState) -> dict[str, Any]:
+        async def one(mine: asyncio.Event, others: asyncio.Event) -> None:
+            async for chunk in asking.model.astream("Speak."):
+                if chunk.text:
+                    mine.set()
+                    await others.wait()
+                    others.clear()
+                    mine.set()
+
+        await asyncio.gather(one(*turns), one(*reversed(turns)))
+        return {}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("both", speak)
+    graph.add_edge(START, "both")
+    words = [f"{number} " for number in range(9)]
+    turn = await asking.ask(graph.compile(), chat(*words), chat(*words))
+    assert len(turn.texts) <= 3
+    assert sorted("".join(turn.texts)) == sorted("".join(words) * 2)
 
 
 async def test_a_model_that_does_not_stream_is_told_at_once(asking: Asking) -> None:
