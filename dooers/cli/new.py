@@ -28,7 +28,7 @@ FILES = {
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
 
-@app.command(rich_help_panel=BEGIN, epilog="Example: `dooers new demo && cd demo && pytest && dooers run --open`")
+@app.command(rich_help_panel=BEGIN, epilog="Example: `dooers new demo && cd demo && dooers run --open`")
 def new(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="The project's name, and that of its new directory here.")
