@@ -20,6 +20,7 @@ from snippets import ROOT
 from tables import PAGES, check, rows
 
 from dooers import (
+    AnalyticsEvent,
     Identity,
     Operation,
     Run,
@@ -218,6 +219,11 @@ def test_what_a_handler_yields() -> None:
                 parameters += ["*"] * star + [one.name + ("" if one.default is one.empty else "?")]
             facts[f"`send.{name}`"] = (f"`{', '.join(parameters)}`",)
     check("| yield | arguments | what comes of it |", facts)
+
+
+def test_the_events_of_analytics() -> None:
+    facts = {f"`{event.value}`": (f"`AnalyticsEvent.{event.name}`",) for event in AnalyticsEvent}
+    check("| event | in code | when, and its `data` |", facts)
 
 
 # ---------------------------------------------------------------- adapters
