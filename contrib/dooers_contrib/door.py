@@ -25,7 +25,7 @@ from operator import attrgetter
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 from uuid import NAMESPACE_URL, uuid5
 
-from attrs import asdict, define, field, fields, frozen
+from attrs import asdict, define, evolve, field, fields, frozen
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -244,8 +244,7 @@ class Door:
         limit = self.worker.config.max_turns_per_identity
         if self._turns[_person(person)] >= limit:
             raise Refused(429, "RATE_LIMITED", f"at most {limit} messages may wait for an answer at once")
-        # Shielded: a dispatch that is cut off may have stored its message, whose turn is then stopped, and never run again.
-        return await asyncio.shield(self._kept(self._open(person, asked, handler)))
+        return await self._begun(person, asked, handler)
 
     async def thread(self, thread_id: str) -> Thread | None:
         """A thread, or None."""
@@ -258,8 +257,12 @@ class Door:
         if not self.worker.allows(person, "thread.post", thread):
             raise Refused(403, "FORBIDDEN", "your role does not allow thread.post")
 
+    def _begun(self, person: Identity, asked: Asked, handler: Callable[..., Any] | str | None) -> Awaitable[Turn]:
+        self._turns[_person(person)] += 1  # not in the task: in front of it others would be counted with too few
+        # Shielded: a dispatch that is cut off may have stored its message, whose turn is then stopped, and never run again.
+        return asyncio.shield(self._kept(self._open(person, asked, handler)))
+
     async def _open(self, person: Identity, asked: Asked, handler: Callable[..., Any] | str | None) -> Turn:
-        self._turns[_person(person)] += 1
         recalled = None
         try:
             recalled = await self._recall(person, asked) if asked.earlier else None
@@ -272,7 +275,8 @@ class Door:
                 data={"door": self.name, **asked.data},
                 idempotency_key=self._repeat_key(asked),
             )
-            turn = Turn(stream, lambda: self._open(person, asked, handler), person)
+            same = evolve(asked, thread_id=stream.thread_id, earlier=())
+            turn = Turn(stream, lambda: self._begun(person, same, handler), person)
             if stream.is_repeat and recalled is not None and recalled != stream.thread_id:
                 await (await self.worker.repository()).remove_thread(recalled)
         except BaseException:
@@ -347,7 +351,7 @@ class Door:
         while turn.running_elsewhere:
             await asyncio.sleep(pause)
             turn, pause = await turn.again(), min(2 * pause, LONGEST_PAUSE)
-        stream, telling, ended = turn.stream, Telling(), None
+        stream, telling, ended, known = turn.stream, Telling(), None, turn.stream.is_repeat
         status, error = "succeeded", ""
         # Left early, it cancels nothing: the stream is detached, or a repeat.
         events = cast("AsyncGenerator[WorkerEvent, None]", stream.events(deltas=True))
@@ -357,6 +361,11 @@ class Door:
                     ended = event.data if event.send_type == "run_end" else ended
                     for told in telling.take(event):
                         yield told
+            if stream.is_repeat and not known:  # when its place came, another process had answered it, or was about to
+                async with aclosing(self._told(await turn.again())) as steps:
+                    async for told in steps:
+                        yield told
+                return
             status = stream.status if stream.status != "running" else status
         except HandlerError:
             status = "failed"
@@ -376,9 +385,9 @@ class Door:
         return SORRY
 
     async def _frames(self, turn: Turn, voice: Voice) -> AsyncGenerator[str, None]:
-        for frame in voice.begin():
-            yield frame
         try:
+            for frame in voice.begin():
+                yield frame
             async with aclosing(self.told(turn)) as steps:
                 async for told in steps:
                     for frame in voice.say(told):
@@ -402,18 +411,18 @@ class Door:
         gathering, leaving = asyncio.ensure_future(gather()), asyncio.ensure_future(disconnect(request.receive))
         try:
             await asyncio.wait([gathering, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if not gathering.done():
-                await self._leave(turn)
-                raise Refused(499, "CANCELED", "the client has left")
-            return gathering.result()
+            if gathering.done():
+                return gathering.result()
         finally:
             gathering.cancel()
             leaving.cancel()
             await asyncio.gather(gathering, leaving, return_exceptions=True)
+        await self._leave(turn)
+        raise Refused(499, "CANCELED", "the client has left")
 
     async def _leave(self, turn: Turn) -> None:
         """Whoever asked has left: which says nothing of whether they meant to stop the turn, so it is for the worker's author to say."""
-        if not self.leaving_stops or turn.readers > 1:
+        if not self.leaving_stops or turn.readers or turn.stream.status not in ("waiting", "running"):
             return
         thread = await self.thread(turn.stream.thread_id)
         if thread is not None and self.worker.allows(turn.person, "run.cancel", thread):

@@ -98,9 +98,8 @@ class Telling:
 
     def _result(self, data: Mapping[str, Any]) -> Iterable[Told]:
         id = data["id"]
-        if (
-            id not in self.calls
-        ):  # a handler need not give ids: then it is the oldest open call of that name, if there is one
+        if id not in self.calls:
+            # A handler need not give ids: then it is the oldest open call of that name, if there is one.
             id = next((one for one, name in self.calls.items() if name == data["name"]), id)
         if id not in self.calls:
             yield self._call(data)
@@ -149,17 +148,17 @@ class EventStream(Response):
         try:
             await asyncio.wait([writing, leaving], return_when=asyncio.FIRST_COMPLETED)
             failed = writing.exception() if writing.done() else OSError()
-            if isinstance(failed, TimeoutError):
-                log.warning("an answer was not read for %g seconds; its stream is given up", self._patience)
-            if isinstance(failed, OSError):  # a TimeoutError is one
-                await self._left()
-            elif failed is not None:
-                raise failed
         finally:
             writing.cancel()
             leaving.cancel()
             await asyncio.gather(writing, leaving, return_exceptions=True)
             await self._frames.aclose()
+        if isinstance(failed, TimeoutError):
+            log.warning("an answer was not read for %g seconds; its stream is given up", self._patience)
+        if isinstance(failed, OSError):  # a TimeoutError is one
+            await self._left()
+        elif failed is not None:
+            raise failed
         if self.background is not None:
             await self.background()
 
