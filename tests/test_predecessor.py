@@ -246,9 +246,9 @@ async def test_nothing_is_sent_into_a_thread_that_is_not_there_or_another_worker
 
 async def test_a_thread_from_outside_is_seen_in_its_own_place_only(worker: WorkerServer) -> None:
     async with client(worker) as ana, client(worker, organization_id="org-2") as eve:
-        who = Metadata(**WHO)
+        who = Metadata(**WHO, user_name="Ana")
         thread, count = await worker.broadcast.create_thread_and_broadcast("worker", who, title="New")
-        assert (thread.title, thread.owner.user_id, count) == ("New", "ana", 1)
+        assert (thread.title, thread.owner, count) == ("New", who.user, 1)
         assert [one.id for one in (await ana.threads()).items] == [thread.id]
         assert (await eve.threads()).items == []
 

@@ -300,9 +300,7 @@ class Door:
                 break
             said.insert(0, (actor, text))
         repository = await self.worker.repository()
-        thread = await repository.create_thread(
-            self.served, person.organization_id, person.workspace_id, person.user_id
-        )
+        thread = await repository.create_thread(self.served, metadata=person)
         for actor, text in said:
             user = person.user if actor == "user" else None
             await repository.create_event(thread.id, "message", actor, text, user=user, data={"door": self.name})
