@@ -43,7 +43,7 @@ from dooers import (
     WorkerServer,
     check_content,
 )
-from dooers_contrib.telling import EventStream, Telling, Told, Voice, disconnect
+from dooers_contrib.telling import EventStream, Telling, Told, Voice, unless_left
 
 __all__ = ["KEEP_ALIVE", "MAX_BODY", "PATIENCE", "Asked", "Door", "Refused", "Turn", "Who", "fault", "text_at"]
 
@@ -240,22 +240,31 @@ class Door:
                 raise fault(f"{asked.path}[{index}].url", f"expected at most {MAX_URL} characters")
         if not asked.content:
             raise fault(asked.path, "expected a text or a file")
-        await self._check_post(person, asked.thread_id)
+        known = await self._check_post(person, asked.thread_id)
         limit = self.worker.config.max_turns_per_identity
         if self._turns[_person(person)] >= limit:
             raise Refused(429, "RATE_LIMITED", f"at most {limit} messages may wait for an answer at once")
-        return await self._begun(person, asked, handler)
+        turn = await self._begun(person, asked, handler)
+        if not known and not await self.may_read(person, turn):  # it has its turn, and they are not told of it
+            raise Refused(404, "NOT_FOUND", "there is no such thread")
+        return turn
 
-    async def thread(self, thread_id: str) -> Thread | None:
-        """A thread, or None."""
+    async def _thread(self, thread_id: str) -> Thread | None:
         return await (await self.worker.repository()).get_thread(thread_id)
 
-    async def _check_post(self, person: Identity, thread_id: str) -> None:
-        thread = await self.thread(thread_id)
+    async def may_read(self, person: Identity, turn: Turn) -> bool:
+        """Whether somebody may see the answer of a turn."""
+        thread = await self._thread(turn.stream.thread_id)
+        return thread is not None and self.worker.allows(person, "thread.read", thread)
+
+    async def _check_post(self, person: Identity, thread_id: str) -> bool:
+        """Refuse who may not post there; else whether there is such a thread."""
+        thread = await self._thread(thread_id)
         if thread is not None and not self.worker.allows(person, "thread.read", thread):
             raise Refused(404, "NOT_FOUND", "there is no such thread")
         if not self.worker.allows(person, "thread.post", thread):
             raise Refused(403, "FORBIDDEN", "your role does not allow thread.post")
+        return thread is not None
 
     def _begun(self, person: Identity, asked: Asked, handler: Callable[..., Any] | str | None) -> Awaitable[Turn]:
         self._turns[_person(person)] += 1  # not in the task: in front of it others would be counted with too few
@@ -406,15 +415,8 @@ class Door:
         async def gather() -> list[Told]:
             return [told async for told in self.told(turn)]
 
-        gathering, leaving = asyncio.ensure_future(gather()), asyncio.ensure_future(disconnect(request.receive))
-        try:
-            await asyncio.wait([gathering, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if gathering.done():
-                return gathering.result()
-        finally:
-            gathering.cancel()
-            leaving.cancel()
-            await asyncio.gather(gathering, leaving, return_exceptions=True)
+        if (gathered := await unless_left(request.receive, gather())) is not None:
+            return gathered.result()
         await self._leave(turn)
         raise Refused(499, "CANCELED", "the client has left")
 
@@ -422,7 +424,7 @@ class Door:
         """Whoever asked has left: which says nothing of whether they meant to stop the turn, so it is for the worker's author to say."""
         if not self.leaving_stops or turn.readers or turn.stream.status not in ("waiting", "running"):
             return
-        thread = await self.thread(turn.stream.thread_id)
+        thread = await self._thread(turn.stream.thread_id)
         if thread is not None and self.worker.allows(turn.person, "run.cancel", thread):
             await turn.stream.cancel()
 

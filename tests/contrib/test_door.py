@@ -186,6 +186,19 @@ async def test_permissions_and_the_authorize_hook_hold_here_too(path: str) -> No
 
 
 @every_door
+async def test_who_may_post_and_not_read_is_not_told_the_answer(path: str) -> None:
+    front = Front.of(evolve(MEMORY, permissions={"thread.read": ["admin"]}))
+    async with inside(front, path) as client:
+        for asked in (body(path, "echo"), body(path, "echo", message="m2")):
+            answer = await client.post(path, json=asked)
+            assert (answer.status_code, "content" in answer.text) == (404, False)
+    async with inside(front, path, who=lambda request: {**(who(request) or {}), "user_role": "admin"}) as client:
+        assert (await client.post(path, json=body(path, "echo", message="m3"))).status_code == 200
+    assert len(front.ran) == 2
+    await front.worker.close()
+
+
+@every_door
 async def test_pages_of_other_origins_may_not_ask_where_that_is_said(path: str) -> None:
     front = Front.of(evolve(MEMORY, allowed_origins=["https://app.example.com"]))
     async with inside(front, path) as client:
