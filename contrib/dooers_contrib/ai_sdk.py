@@ -70,7 +70,7 @@ def ai_sdk(
     async def resume(request: Request) -> Response:
         person = await door.person(request)
         turn = door.running(door.thread_of(person, request.path_params["id"]))
-        if turn is None or not await door.may_read(person, turn):
+        if turn is None or not await door.may(person, "thread.read", turn):
             return Response(status_code=204)
         return stream(turn)
 

@@ -37,8 +37,8 @@ from dooers import (
     HandlerError,
     Identity,
     InvalidValueError,
+    Operation,
     TextPart,
-    Thread,
     WorkerEvent,
     WorkerServer,
     check_content,
@@ -114,7 +114,7 @@ def text_at(value: Any, path: str) -> str:
 class Asked:
     """A message as a door read it. The same `key` and the same content are the same message again; None where nobody can tell.
 
-    `earlier` is what was said before it, where the client is the only one that knows: then it has a thread of its own, with that in it.
+    `earlier` is what was said before it, where the client is the only one that knows: then its thread is a new one, with that in it.
     """
 
     thread_id: str
@@ -245,21 +245,20 @@ class Door:
         if self._turns[_person(person)] >= limit:
             raise Refused(429, "RATE_LIMITED", f"at most {limit} messages may wait for an answer at once")
         turn = await self._begun(person, asked, handler)
-        if not known and not await self.may_read(person, turn):  # it has its turn, and they are not told of it
+        if not known and not await self.may(
+            person, "thread.read", turn
+        ):  # it has its turn, and they are not told of it
             raise Refused(404, "NOT_FOUND", "there is no such thread")
         return turn
 
-    async def _thread(self, thread_id: str) -> Thread | None:
-        return await (await self.worker.repository()).get_thread(thread_id)
-
-    async def may_read(self, person: Identity, turn: Turn) -> bool:
-        """Whether somebody may see the answer of a turn."""
-        thread = await self._thread(turn.stream.thread_id)
-        return thread is not None and self.worker.allows(person, "thread.read", thread)
+    async def may(self, person: Identity, operation: Operation, turn: Turn) -> bool:
+        """Whether somebody may do this where a turn is."""
+        thread = await (await self.worker.repository()).get_thread(turn.stream.thread_id)
+        return thread is not None and self.worker.allows(person, operation, thread)
 
     async def _check_post(self, person: Identity, thread_id: str) -> bool:
         """Refuse who may not post there; else whether there is such a thread."""
-        thread = await self._thread(thread_id)
+        thread = await (await self.worker.repository()).get_thread(thread_id)
         if thread is not None and not self.worker.allows(person, "thread.read", thread):
             raise Refused(404, "NOT_FOUND", "there is no such thread")
         if not self.worker.allows(person, "thread.post", thread):
@@ -272,25 +271,29 @@ class Door:
         return asyncio.shield(self._kept(self._open(person, asked, handler)))
 
     async def _open(self, person: Identity, asked: Asked, handler: Callable[..., Any] | str | None) -> Turn:
-        recalled = None
+        kept = None
         try:
-            recalled = await self._recall(person, asked) if asked.earlier else None
+            if asked.earlier:
+                await self._recall(person, asked)
             stream = await self.worker.dispatch(
                 handler,
                 metadata=person,
                 worker_id=self.served,
-                thread_id=recalled or asked.thread_id,
+                thread_id=asked.thread_id,
                 content=asked.content,
                 data={"door": self.name, **asked.data},
                 idempotency_key=self._repeat_key(asked),
             )
             same = evolve(asked, thread_id=stream.thread_id, earlier=())
             turn = Turn(stream, lambda: self._begun(person, same, handler), person)
-            if stream.is_repeat and recalled is not None and recalled != stream.thread_id:
-                await (await self.worker.repository()).remove_thread(recalled)
+            kept = stream.thread_id
         except BaseException:
             self._free(person)
             raise
+        finally:
+            if asked.earlier and kept != asked.thread_id:  # a repeat, or not taken
+                with suppress(DooersError):
+                    await (await self.worker.repository()).remove_thread(asked.thread_id)
         if stream.is_repeat:
             self._free(person)
             return self._live.get(stream.event_id, turn)
@@ -300,20 +303,18 @@ class Door:
         self._kept(self._until_over(turn))
         return turn
 
-    async def _recall(self, person: Identity, asked: Asked) -> str:
-        """A new thread in which the earlier messages were said, as many of the newest as a message may be long."""
+    async def _recall(self, person: Identity, asked: Asked) -> None:
+        """Make its thread, in which the earlier messages were said, as many of the newest as a message may be long."""
         room, said = self.worker.config.max_text_length, list[tuple[Literal["user", "assistant"], str]]()
         for actor, text in reversed(asked.earlier):
-            room -= len(text)
-            if room < 0:
+            if (room := room - len(text)) < 0:
                 break
             said.insert(0, (actor, text))
         repository = await self.worker.repository()
-        thread = await repository.create_thread(self.served, metadata=person)
+        await repository.create_thread(self.served, metadata=person, id=asked.thread_id)
         for actor, text in said:
             user = person.user if actor == "user" else None
-            await repository.create_event(thread.id, "message", actor, text, user=user, data={"door": self.name})
-        return thread.id
+            await repository.create_event(asked.thread_id, "message", actor, text, user=user, data={"door": self.name})
 
     async def _until_over(self, turn: Turn) -> None:
         stream = turn.stream
@@ -424,8 +425,7 @@ class Door:
         """Whoever asked has left: which says nothing of whether they meant to stop the turn, so it is for the worker's author to say."""
         if not self.leaving_stops or turn.readers or turn.stream.status not in ("waiting", "running"):
             return
-        thread = await self._thread(turn.stream.thread_id)
-        if thread is not None and self.worker.allows(turn.person, "run.cancel", thread):
+        if await self.may(turn.person, "run.cancel", turn):
             await turn.stream.cancel()
 
     def endpoint(
