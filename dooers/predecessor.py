@@ -7,7 +7,7 @@ Nothing is decided here. What is written goes through the repository, so it is s
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 from warnings import warn
 
@@ -161,9 +161,12 @@ class Persistence:
         cursor: str | None = None,
         limit: int = 50,
     ) -> list[Thread]:
-        """The threads of a place, or of one person in it, the most recently active first. `cursor`: only those before this ISO time."""
+        """The threads of a place, or of one person in it, the most recently active first; before the `cursor`, an ISO time (UTC)."""
         equal = _place(worker_id, organization_id, workspace_id, user_id)
-        before = None if cursor is None else (datetime.fromisoformat(cursor), "")
+        moment = None if cursor is None else datetime.fromisoformat(cursor)
+        if moment is not None and moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        before = None if moment is None else (moment, "")
         return await (await self._parts()).store().threads(ThreadQuery(equal=equal, limit=limit, before=before))
 
     async def count_threads(

@@ -91,28 +91,30 @@ class Repository:
         `metadata` is an object of yours that is kept with it. An Identity (or Metadata) in its place says whose the thread is.
         NotFoundError where the `id` is taken elsewhere.
         """
+        owner = User(user_id=user_id)
         if isinstance(metadata, Identity):
             organization_id, workspace_id, user_id = metadata.organization_id, metadata.workspace_id, metadata.user_id
-            metadata = None
+            owner, metadata = metadata.user, None
         ids = {
             "worker_id": worker_id,
             "organization_id": organization_id,
             "workspace_id": workspace_id,
             "user_id": user_id,
+            "id": self._clock.new_id() if id is None else id,
         }
         for name, value in ids.items():
             if clean(check_id(_text(name, value), name)) != value:
                 raise InvalidValueError(f"{name}: holds characters that no id can have")
+        if not ids["id"]:
+            raise InvalidValueError("id: expected a text that is not empty, or None")
         now = self._clock.now()
-        thread_id = self._clock.new_id() if id is None else check_id(_text("id", id), "id")
-        identity = Identity(organization_id=organization_id, workspace_id=workspace_id, user_id=user_id)
         thread = Thread(
-            id=thread_id,
+            id=ids["id"],
             worker_id=worker_id,
             organization_id=organization_id,
             workspace_id=workspace_id,
             user_id=user_id,
-            owner=identity.user,
+            owner=owner,
             title=None if title is None else clean(_text("title", title)),
             metadata=_object("metadata", metadata),
             created_at=now,

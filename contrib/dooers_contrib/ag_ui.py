@@ -98,6 +98,10 @@ def _input(body: dict[str, Any], door: Door) -> tuple[RunAgentInput, int]:
     if isinstance(message.get("content"), list):
         door.parts(message["content"], f"messages[{index}].content")
     named = {name: body[name] for name in ("threadId", "runId", "protocolVersion") if name in body}
+    for name, value in named.items():
+        # They are said again in the answer, which is UTF-8.
+        if isinstance(value, str) and value.encode(errors="replace") != value.encode(errors="surrogatepass"):
+            raise fault(name, "expected a text of whole characters")
     try:
         return RunAgentInput.model_validate({**named, "messages": [message]}), index
     except ValidationError as error:
