@@ -32,9 +32,11 @@ from dooers.runner import Runner
 from dooers.stores import Store
 from dooers.turn import Clock
 
-__all__ = ["Repository"]
+__all__ = ["Repository", "check_limit"]
 
 _UNSET: Any = object()
+# Nobody has more, and every database can count that far.
+MOST = 1 << 31
 
 
 class Repository:
@@ -65,7 +67,7 @@ class Repository:
         """
         asked = ThreadQuery(
             equal=dict(filter or {}),
-            limit=_limit(limit),
+            limit=check_limit(limit),
             oldest_first=_ascending(order),
             containing=None if query is None else one_line(_text("query", query), "query"),
         )
@@ -166,7 +168,7 @@ class Repository:
         if not thread_id:
             raise InvalidValueError("list_events: filter needs a thread_id")
         ascending = _ascending(order)
-        query = EventQuery(thread_id=thread_id, limit=_limit(limit), oldest_first=ascending, equal=equal)
+        query = EventQuery(thread_id=thread_id, limit=check_limit(limit), oldest_first=ascending, equal=equal)
         events = await self._store.events(query)
         return events if ascending else events[::-1]
 
@@ -224,7 +226,7 @@ class Repository:
         self, filter: Mapping[str, str] | None = None, order: Mapping[str, str] | None = None, limit: int = 50
     ) -> list[Run]:
         """Runs by when they started. Filters: id, thread_id, agent_id, status, worker_id."""
-        query = RunQuery(equal=dict(filter or {}), limit=_limit(limit), oldest_first=_ascending(order))
+        query = RunQuery(equal=dict(filter or {}), limit=check_limit(limit), oldest_first=_ascending(order))
         return await self._store.runs(query)
 
     async def get_run(self, run_id: str) -> Run | None:
@@ -255,10 +257,11 @@ def _object(name: str, value: Any) -> dict[str, Any] | None:
     return made
 
 
-def _limit(limit: Any) -> int:
+def check_limit(limit: Any) -> int:
+    """How many of something are asked for, as databases take it; InvalidValueError for none."""
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise InvalidValueError(f"limit: expected a number from 1, got {limit!r}")
-    return limit
+    return min(limit, MOST)
 
 
 def _ascending(order: Mapping[str, str] | None) -> bool:

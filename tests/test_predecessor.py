@@ -426,3 +426,12 @@ async def test_a_program_of_that_time_runs_as_it_is(worker_config: WorkerConfig)
                 assert response.json() == {"thread_id": "webhook_w-1_+49", "texts": ["+49 said: hi"], "is_new": False}
                 await ana.until("thread.upsert")
                 assert worker_server.registry.get_connection_count("w-1") == 1, is_first
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, "5"])
+async def test_a_limit_that_is_none_is_told(worker: WorkerServer, wrong: Any) -> None:
+    with pytest.raises(InvalidValueError, match="limit: expected a number from 1"):
+        await worker.persistence.get_events("t", limit=wrong)
+    with pytest.raises(InvalidValueError, match="limit: expected a number from 1"):
+        await worker.persistence.list_runs(limit=wrong)
+    assert await worker.persistence.list_runs(limit=1 << 80) == []
