@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -22,7 +21,7 @@ import cattrs
 import orjson
 
 from dooers.exceptions import InvalidValueError, ProtocolError, quoted
-from dooers.models import ContentPart, DocumentPart, ImagePart, TextPart, User
+from dooers.models import UNSTORABLE, ContentPart, DocumentPart, ImagePart, TextPart, User
 
 __all__ = [
     "clean",
@@ -41,9 +40,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-# What no backend can keep: PostgreSQL has no NUL in text, UTF-8 no lone surrogates. Replacing them here, before anything
-# is stored, is what makes every backend store the same.
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _DEPTH = 100
 
 
@@ -51,7 +47,8 @@ def clean(text: str) -> str:
     """The text without what storage cannot hold: NUL goes, a lone surrogate becomes U+FFFD. Everything else stays as it is."""
     if text.isascii() and "\x00" not in text:
         return text
-    return _UNSTORABLE.sub(lambda found: "" if found[0] == "\x00" else "\ufffd", text)
+    # Before anything is stored: it is what makes every backend store the same.
+    return UNSTORABLE.sub(lambda found: "" if found[0] == "\x00" else "\ufffd", text)
 
 
 def dumps(value: Any) -> str:

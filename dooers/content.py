@@ -38,5 +38,5 @@ def check_content(content: Sequence[ContentPart], limits: WorkerConfig, path: st
         if isinstance(part, TextPart):
             continue
         check_url(part.url, f"{path}[{index}].url", image=isinstance(part, ImagePart))
-        if part.url[:5].lower() == "data:" and len(part.url.encode()) > limits.max_data_url_bytes:
+        if part.url[:5].lower() == "data:" and len(part.url.encode(errors="surrogatepass")) > limits.max_data_url_bytes:
             raise TooLargeError(f"{path}[{index}].url: a data URL of at most {limits.max_data_url_bytes} bytes")

@@ -45,6 +45,8 @@ def identity_of(metadata: Identity | Mapping[str, Any] | None, **given: Any) -> 
             f"{', '.join(missing)}: expected a text, got none; say whom it is for, one by one or in metadata"
         )
     texts: dict[str, Any] = {name: _text(name, value) for name, value in who.items() if name in given or name in _IDS}
+    if spoiled := [name for name in _IDS if texts[name] != who[name]]:  # mended, they might be somebody else's
+        raise InvalidValueError(f"{', '.join(spoiled)}: holds characters that no id can have")
     return Identity(**(who | texts))
 
 

@@ -16,6 +16,7 @@ from attrs import Factory, field, frozen
 from dooers.exceptions import InvalidValueError, TooLargeError, quoted
 
 __all__ = [
+    "UNSTORABLE",
     "Actor",
     "Change",
     "ContentPart",
@@ -118,6 +119,8 @@ class User:
     workspace_role: str = ""
 
 
+# What no backend can keep: PostgreSQL has no NUL in text, UTF-8 no lone surrogates.
+UNSTORABLE = pattern("[\x00\ud800-\udfff]")
 # Long enough for any id or name in use, short enough for every database's keys, and for a copy of it beside each message.
 MAX_ID, MAX_NAME, MAX_IDS = 256, 1000, 100
 
@@ -185,6 +188,12 @@ class Identity:
             most = MAX_ID if "_id" in name else MAX_NAME
             if len(value) > most:
                 raise InvalidValueError(f"Identity.{name}: expected at most {most} characters, got {len(value)}")
+            if UNSTORABLE.search(value):  # to leave them out would make one person another
+                raise InvalidValueError(
+                    f"Identity.{name}: holds characters that no database keeps, got {quoted(value)}"
+                )
+        if self.expires_at is not None and not isinstance(self.expires_at, datetime):
+            raise InvalidValueError(f"Identity.expires_at: expected an aware time, got {quoted(self.expires_at)}")
         if self.expires_at is not None and self.expires_at.tzinfo is None:
             raise InvalidValueError("Identity.expires_at: expected an aware time, this one has no time zone")
 

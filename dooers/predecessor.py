@@ -7,7 +7,7 @@ Nothing is decided here. What is written goes through the repository, so it is s
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 from warnings import warn
 
@@ -29,6 +29,7 @@ from dooers.models import (
     ThreadEvent,
     ThreadQuery,
 )
+from dooers.repository import check_limit
 from dooers.send import WorkerEvent, WorkerSend
 
 __all__ = ["BroadcastManager", "ConnectionRegistry", "Handler", "Persistence", "inner"]
@@ -161,10 +162,17 @@ class Persistence:
         cursor: str | None = None,
         limit: int = 50,
     ) -> list[Thread]:
-        """The threads of a place, or of one person in it, the most recently active first. `cursor`: only those before this ISO time."""
+        """The threads of a place, or of one person in it, the most recently active first; before the `cursor`, an ISO time (UTC)."""
         equal = _place(worker_id, organization_id, workspace_id, user_id)
-        before = None if cursor is None else (datetime.fromisoformat(cursor), "")
-        return await (await self._parts()).store().threads(ThreadQuery(equal=equal, limit=limit, before=before))
+        moment = None if cursor is None else datetime.fromisoformat(cursor)
+        if moment is not None and moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        before = None if moment is None else (moment, "")
+        return (
+            await (await self._parts())
+            .store()
+            .threads(ThreadQuery(equal=equal, limit=check_limit(limit), before=before))
+        )
 
     async def count_threads(
         self, worker_id: str, organization_id: str, workspace_id: str, user_id: str | None = None
@@ -195,7 +203,11 @@ class Persistence:
         }
         ends: dict[str, Any] = {name: event.seq for name, event in between.items() if event is not None}
         query = EventQuery(
-            thread_id=thread_id, limit=limit, oldest_first=order == "asc", equal=dict(filters or {}), **ends
+            thread_id=thread_id,
+            limit=check_limit(limit),
+            oldest_first=order == "asc",
+            equal=dict(filters or {}),
+            **ends,
         )
         events = await store.events(query)
         return events if order == "asc" else events[::-1]
@@ -222,7 +234,7 @@ class Persistence:
         """Runs, the latest first."""
         asked = {"thread_id": thread_id, "worker_id": worker_id, "status": status}
         equal = {name: value for name, value in asked.items() if value is not None}
-        return await (await self._parts()).store().runs(RunQuery(equal=equal, limit=limit))
+        return await (await self._parts()).store().runs(RunQuery(equal=equal, limit=check_limit(limit)))
 
     async def get_settings(self, worker_id: str) -> dict[str, Any]:
         """What has been set for a worker id."""

@@ -32,9 +32,11 @@ from dooers.runner import Runner
 from dooers.stores import Store
 from dooers.turn import Clock
 
-__all__ = ["Repository"]
+__all__ = ["Repository", "check_limit"]
 
 _UNSET: Any = object()
+# Nobody has more, and every database can count that far.
+MOST = 1 << 31
 
 
 class Repository:
@@ -65,7 +67,7 @@ class Repository:
         """
         asked = ThreadQuery(
             equal=dict(filter or {}),
-            limit=_limit(limit),
+            limit=check_limit(limit),
             oldest_first=_ascending(order),
             containing=None if query is None else one_line(_text("query", query), "query"),
         )
@@ -91,28 +93,30 @@ class Repository:
         `metadata` is an object of yours that is kept with it. An Identity (or Metadata) in its place says whose the thread is.
         NotFoundError where the `id` is taken elsewhere.
         """
+        owner = User(user_id=user_id)
         if isinstance(metadata, Identity):
             organization_id, workspace_id, user_id = metadata.organization_id, metadata.workspace_id, metadata.user_id
-            metadata = None
+            owner, metadata = metadata.user, None
         ids = {
             "worker_id": worker_id,
             "organization_id": organization_id,
             "workspace_id": workspace_id,
             "user_id": user_id,
+            "id": self._clock.new_id() if id is None else id,
         }
         for name, value in ids.items():
             if clean(check_id(_text(name, value), name)) != value:
                 raise InvalidValueError(f"{name}: holds characters that no id can have")
+        if not ids["id"]:
+            raise InvalidValueError("id: expected a text that is not empty, or None")
         now = self._clock.now()
-        thread_id = self._clock.new_id() if id is None else check_id(_text("id", id), "id")
-        identity = Identity(organization_id=organization_id, workspace_id=workspace_id, user_id=user_id)
         thread = Thread(
-            id=thread_id,
+            id=ids["id"],
             worker_id=worker_id,
             organization_id=organization_id,
             workspace_id=workspace_id,
             user_id=user_id,
-            owner=identity.user,
+            owner=owner,
             title=None if title is None else clean(_text("title", title)),
             metadata=_object("metadata", metadata),
             created_at=now,
@@ -164,7 +168,7 @@ class Repository:
         if not thread_id:
             raise InvalidValueError("list_events: filter needs a thread_id")
         ascending = _ascending(order)
-        query = EventQuery(thread_id=thread_id, limit=_limit(limit), oldest_first=ascending, equal=equal)
+        query = EventQuery(thread_id=thread_id, limit=check_limit(limit), oldest_first=ascending, equal=equal)
         events = await self._store.events(query)
         return events if ascending else events[::-1]
 
@@ -222,7 +226,7 @@ class Repository:
         self, filter: Mapping[str, str] | None = None, order: Mapping[str, str] | None = None, limit: int = 50
     ) -> list[Run]:
         """Runs by when they started. Filters: id, thread_id, agent_id, status, worker_id."""
-        query = RunQuery(equal=dict(filter or {}), limit=_limit(limit), oldest_first=_ascending(order))
+        query = RunQuery(equal=dict(filter or {}), limit=check_limit(limit), oldest_first=_ascending(order))
         return await self._store.runs(query)
 
     async def get_run(self, run_id: str) -> Run | None:
@@ -253,10 +257,11 @@ def _object(name: str, value: Any) -> dict[str, Any] | None:
     return made
 
 
-def _limit(limit: Any) -> int:
+def check_limit(limit: Any) -> int:
+    """How many of something are asked for, as databases take it; InvalidValueError for none."""
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise InvalidValueError(f"limit: expected a number from 1, got {limit!r}")
-    return limit
+    return min(limit, MOST)
 
 
 def _ascending(order: Mapping[str, str] | None) -> bool:

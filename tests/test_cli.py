@@ -119,17 +119,18 @@ def chat(served: Served, *lines: str, **options: Any) -> str:
 @pytest.mark.parametrize(
     ("words", "example"),
     [
-        ((), "dooers run examples.quickstart:worker"),
-        (("run",), "dooers run examples.quickstart:worker --port 8001 --reload"),
+        ((), "dooers new demo"),
+        (("run",), "dooers run app:worker --port 8001 --reload"),
         (("chat",), "echo hello | dooers chat"),
-        (("migrate",), "dooers migrate examples.quickstart:worker --check"),
-        (("rotate-keys",), "dooers rotate-keys examples.quickstart:worker"),
+        (("migrate",), "dooers migrate app:worker --check"),
+        (("rotate-keys",), "dooers rotate-keys app:worker"),
     ],
 )
 def test_help_teaches_with_an_example(words: tuple[str, ...], example: str) -> None:
     done = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
     assert done.exit_code == 0
     assert example in done.stdout
+    assert "examples." not in done.stdout, "who has installed the package has no examples"
 
 
 def test_without_the_extra_one_line_says_what_to_install() -> None:

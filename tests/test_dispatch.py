@@ -212,6 +212,8 @@ async def test_a_handler_error_is_raised_once_recorded_each_time_it_is_asked_for
         ({"handler": len}, "async def"),
         ({"organization_id": None}, "organization_id: expected a text"),
         ({"user_id": 5}, "user_id: expected a text, got 5"),
+        ({"user_id": "u\x00"}, "user_id: holds characters that no id can have"),
+        ({"workspace_id": "\ud800"}, "workspace_id: holds characters that no id can have"),
         ({"worker_id": 5}, "worker_id: expected a text"),
         ({"message": None}, "message: expected a text"),
         ({"content": [{"type": "video"}]}, "content[0].type: expected one of"),

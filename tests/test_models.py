@@ -89,10 +89,19 @@ def test_identity_ids_are_texts_and_one_text_is_one_id() -> None:
         identity(identity_ids=["a", None])
 
 
-def test_an_identity_ends_at_an_aware_time() -> None:
+@pytest.mark.parametrize("name", ["user_id", "user_name", "organization_role", "identity_ids"])
+@pytest.mark.parametrize("value", ["alice\x00", "\ud800"])
+def test_nobody_is_told_by_what_no_database_keeps(name: str, value: str) -> None:
+    # Left out, it would make one person another.
+    with pytest.raises(InvalidValueError, match=rf"Identity\.{name}.*: holds characters that no database keeps"):
+        identity(**{name: value})
+
+
+@pytest.mark.parametrize("value", [NOW.replace(tzinfo=None), 1790000000, "2030-01-01"])
+def test_an_identity_ends_at_an_aware_time(value: object) -> None:
     assert identity(expires_at=NOW).expires_at == NOW
     with pytest.raises(InvalidValueError, match="expires_at: expected an aware time"):
-        identity(expires_at=NOW.replace(tzinfo=None))
+        identity(expires_at=value)
 
 
 def test_an_identity_cannot_be_changed() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -246,9 +246,9 @@ async def test_nothing_is_sent_into_a_thread_that_is_not_there_or_another_worker
 
 async def test_a_thread_from_outside_is_seen_in_its_own_place_only(worker: WorkerServer) -> None:
     async with client(worker) as ana, client(worker, organization_id="org-2") as eve:
-        who = Metadata(**WHO)
+        who = Metadata(**WHO, user_name="Ana")
         thread, count = await worker.broadcast.create_thread_and_broadcast("worker", who, title="New")
-        assert (thread.title, thread.owner.user_id, count) == ("New", "ana", 1)
+        assert (thread.title, thread.owner, count) == ("New", who.user, 1)
         assert [one.id for one in (await ana.threads()).items] == [thread.id]
         assert (await eve.threads()).items == []
 
@@ -307,6 +307,15 @@ async def test_persistence_reads_what_the_worker_wrote(worker: WorkerServer) -> 
     assert await persistence.get_event(events[0].id) is None
     await persistence.delete_thread(thread.id)
     assert await persistence.get_thread(thread.id) is None
+
+
+async def test_a_cursor_without_a_time_zone_is_utc() -> None:
+    worker = WorkerServer(WorkerConfig(database_type="memory"))
+    async with worker.lifespan():
+        thread, _ = await worker.broadcast.create_thread_and_broadcast("worker")
+        for later, found in ((0, []), (1, [thread])):
+            cursor = (thread.last_event_at + timedelta(seconds=later)).replace(tzinfo=None).isoformat()
+            assert await worker.persistence.list_threads("worker", "", "", cursor=cursor) == found
 
 
 async def test_persistence_reads_runs_and_writes_settings(worker: WorkerServer) -> None:
@@ -417,3 +426,12 @@ async def test_a_program_of_that_time_runs_as_it_is(worker_config: WorkerConfig)
                 assert response.json() == {"thread_id": "webhook_w-1_+49", "texts": ["+49 said: hi"], "is_new": False}
                 await ana.until("thread.upsert")
                 assert worker_server.registry.get_connection_count("w-1") == 1, is_first
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, "5"])
+async def test_a_limit_that_is_none_is_told(worker: WorkerServer, wrong: Any) -> None:
+    with pytest.raises(InvalidValueError, match="limit: expected a number from 1"):
+        await worker.persistence.get_events("t", limit=wrong)
+    with pytest.raises(InvalidValueError, match="limit: expected a number from 1"):
+        await worker.persistence.list_runs(limit=wrong)
+    assert await worker.persistence.list_runs(limit=1 << 80) == []

@@ -289,6 +289,9 @@ async def test_what_does_not_fit_is_an_invalid_value_and_changes_nothing(repo: R
     ):
         with pytest.raises(InvalidValueError):
             await repo.create_thread(*ids)
+    for wrong in ("", "nul\x00", "\ud800", "x" * 257, 5):
+        with pytest.raises(InvalidValueError, match="id: "):
+            await repo.create_thread("worker", id=wrong)
     assert await repo.list_threads() == [thread]
     assert await repo.list_events({"thread_id": thread.id}) == []
 

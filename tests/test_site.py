@@ -97,6 +97,11 @@ def test_every_page_is_in_the_navigation_once_and_nothing_else_is() -> None:
     assert named.total() == len(named)
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    pages = {path.relative_to(ROOT).as_posix() for path in DOCS.glob("*.md")} - {"docs/changelog.md"}
+    assert pages - set(links(ROOT / "README.md")) == set(), "README.md: its table has no link to these"
+
+
 @pytest.mark.parametrize(
     "module",
     [*MODULES, *(f"dooers_contrib.{p.stem}" for p in sorted(CONTRIB.glob("[a-z]*.py")) if p.stem not in CONF["INNER"])],

@@ -1,11 +1,14 @@
-"""The tables of options, frames, codes, kinds of settings and things to yield say what the code says; see tables.py."""
+"""The tables of options, frames, codes, kinds of settings, things to yield and adapters say what the code says; see tables.py."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import inspect
+import io
 import os
 import re
+import tokenize
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime
 from enum import Enum
@@ -17,6 +20,7 @@ from snippets import ROOT
 from tables import PAGES, check, rows
 
 from dooers import (
+    AnalyticsEvent,
     Identity,
     Operation,
     Run,
@@ -215,6 +219,42 @@ def test_what_a_handler_yields() -> None:
                 parameters += ["*"] * star + [one.name + ("" if one.default is one.empty else "?")]
             facts[f"`send.{name}`"] = (f"`{', '.join(parameters)}`",)
     check("| yield | arguments | what comes of it |", facts)
+
+
+def test_the_events_of_analytics() -> None:
+    facts = {f"`{event.value}`": (f"`AnalyticsEvent.{event.name}`",) for event in AnalyticsEvent}
+    check("| event | in code | when, and its `data` |", facts)
+
+
+# ---------------------------------------------------------------- adapters
+
+
+def lines_of_code(text: str) -> int:
+    """How many lines have code in them: empty ones, comments and docstrings are none."""
+    without = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    code = set[int]()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in without:
+            code.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            code.difference_update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(code)
+
+
+def test_a_line_of_code_is_no_comment_no_docstring_and_not_empty() -> None:
+    assert (
+        lines_of_code('"""What it is.\n\nAnd more."""\n\n# why\na = """one\ntwo"""  # said\n\n\ndef b():\n    "c"\n')
+        == 3
+    )
+
+
+def test_the_adapters_and_how_much_of_them_is_ours() -> None:
+    adapters = sorted((ROOT / "contrib" / "dooers_contrib").glob("[a-z]*.py"))
+    facts = {f"`dooers_contrib.{one.stem}`": (str(lines_of_code(one.read_text(encoding="utf-8"))),) for one in adapters}
+    check("| adapter | lines of ours | what the vendor's library does for us |", facts)
 
 
 # ---------------------------------------------------------------- what goes out

@@ -15,28 +15,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
-from ag_ui.core import (
-    BaseEvent,
-    CustomEvent,
-    FileSource,
-    RunAgentInput,
-    RunErrorEvent,
-    RunFinishedCancelledOutcome,
-    RunFinishedEvent,
-    RunFinishedSuccessOutcome,
-    RunStartedEvent,
-    TextMessageContentEvent,
-    TextMessageEndEvent,
-    TextMessageStartEvent,
-    ToolCallArgsEvent,
-    ToolCallEndEvent,
-    ToolCallResultEvent,
-    ToolCallStartEvent,
-    UserMessage,
-)
-from ag_ui.encoder import EventEncoder
 from attrs import frozen
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -44,6 +23,31 @@ from starlette.routing import Route
 from dooers import ContentPart, TextPart, WorkerServer
 from dooers_contrib.door import KEEP_ALIVE, MAX_BODY, PATIENCE, Asked, Door, Refused, Who, fault
 from dooers_contrib.telling import Told, file_part, link
+
+try:
+    from ag_ui.core import (
+        BaseEvent,
+        CustomEvent,
+        FileSource,
+        RunAgentInput,
+        RunErrorEvent,
+        RunFinishedCancelledOutcome,
+        RunFinishedEvent,
+        RunFinishedSuccessOutcome,
+        RunStartedEvent,
+        TextMessageContentEvent,
+        TextMessageEndEvent,
+        TextMessageStartEvent,
+        ToolCallArgsEvent,
+        ToolCallEndEvent,
+        ToolCallResultEvent,
+        ToolCallStartEvent,
+        UserMessage,
+    )
+    from ag_ui.encoder import EventEncoder
+    from pydantic import ValidationError
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("pip install 'dooers-workers-server[ag-ui]'", name=missing.name) from None
 
 __all__ = ["SAYS", "ag_ui"]
 
@@ -94,6 +98,10 @@ def _input(body: dict[str, Any], door: Door) -> tuple[RunAgentInput, int]:
     if isinstance(message.get("content"), list):
         door.parts(message["content"], f"messages[{index}].content")
     named = {name: body[name] for name in ("threadId", "runId", "protocolVersion") if name in body}
+    for name, value in named.items():
+        # They are said again in the answer, which is UTF-8.
+        if isinstance(value, str) and value.encode(errors="replace") != value.encode(errors="surrogatepass"):
+            raise fault(name, "expected a text of whole characters")
     try:
         return RunAgentInput.model_validate({**named, "messages": [message]}), index
     except ValidationError as error:

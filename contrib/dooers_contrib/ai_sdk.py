@@ -70,8 +70,7 @@ def ai_sdk(
     async def resume(request: Request) -> Response:
         person = await door.person(request)
         turn = door.running(door.thread_of(person, request.path_params["id"]))
-        thread = None if turn is None else await door.thread(turn.stream.thread_id)
-        if turn is None or thread is None or not worker.allows(person, "thread.read", thread):
+        if turn is None or not await door.may(person, "thread.read", turn):
             return Response(status_code=204)
         return stream(turn)
 

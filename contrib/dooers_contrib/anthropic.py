@@ -17,10 +17,13 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from anthropic.lib.streaming import AsyncMessageStream, AsyncMessageStreamManager
-
 from dooers import WorkerSend
 from dooers_contrib.answers import Answer, AnswerError, ToolCall, arguments
+
+try:
+    from anthropic.lib.streaming import AsyncMessageStream, AsyncMessageStreamManager
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("pip install 'dooers-workers-server[anthropic]'", name=missing.name) from None
 
 __all__ = ["answer"]
 

@@ -25,7 +25,17 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
-from dooers import ConfigError, ContentPart, DispatchError, DispatchStream, HandlerError, WorkerEvent, WorkerServer
+from dooers import (
+    ConfigError,
+    ContentPart,
+    DispatchError,
+    DispatchStream,
+    DooersError,
+    HandlerError,
+    Identity,
+    WorkerEvent,
+    WorkerServer,
+)
 
 __all__ = [
     "Channel",
@@ -304,27 +314,36 @@ class Channel:
         } | who
         worker_id = self.worker.config.worker_id if self.worker_id is None else self.worker_id
         place = json.dumps([self.name, worker_id, who["organization_id"], who["workspace_id"], message.place])
+        thread_id = str(uuid5(NAMESPACE_URL, place))
         try:
+            person = Identity(**who, user_id=message.sender)
+            if not await self._may_write(person, thread_id):
+                log.info("%s: a message of somebody who may not write there is left out", self.name)
+                return None
             stream = await self.worker.dispatch(
                 self.handler,
-                **who,
+                metadata=person,
                 worker_id=worker_id,
-                user_id=message.sender,
                 message=message.text,
                 content=message.content or None,
-                thread_id=str(uuid5(NAMESPACE_URL, place)),
+                thread_id=thread_id,
                 data={"channel": self.name, "customer": known, **message.data},
                 idempotency_key=f"{self.name}:{message.key}",
             )
-        except DispatchError as error:
+        except DooersError as error:
             if error.code not in HOPELESS:
-                raise
+                raise DispatchError(str(error), code=error.code) from error
             log.error("%s: a message is left out, since it can never be stored: %s", self.name, error)
             return None
         if stream.is_repeat:
             return None  # whoever took it first answers it
         stream.detach()  # the turn is the worker's from here on, whatever becomes of this request
         return self._kept(self._answer(stream, message.to))
+
+    async def _may_write(self, person: Identity, thread_id: str) -> bool:
+        """What `permissions` and `@worker.authorize` say, which dispatch does not ask. The answer goes out, so it takes reading, too."""
+        thread = await (await self.worker.repository()).get_thread(thread_id)
+        return all(self.worker.allows(person, operation, thread) for operation in ("thread.read", "thread.post"))
 
     async def _known(self, sender: str) -> dict[str, Any] | None:
         if self.lookup is None:

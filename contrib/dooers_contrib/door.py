@@ -25,7 +25,7 @@ from operator import attrgetter
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 from uuid import NAMESPACE_URL, uuid5
 
-from attrs import asdict, define, field, fields, frozen
+from attrs import asdict, define, evolve, field, fields, frozen
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -37,13 +37,13 @@ from dooers import (
     HandlerError,
     Identity,
     InvalidValueError,
+    Operation,
     TextPart,
-    Thread,
     WorkerEvent,
     WorkerServer,
     check_content,
 )
-from dooers_contrib.telling import EventStream, Telling, Told, Voice, disconnect
+from dooers_contrib.telling import EventStream, Telling, Told, Voice, unless_left
 
 __all__ = ["KEEP_ALIVE", "MAX_BODY", "PATIENCE", "Asked", "Door", "Refused", "Turn", "Who", "fault", "text_at"]
 
@@ -114,7 +114,7 @@ def text_at(value: Any, path: str) -> str:
 class Asked:
     """A message as a door read it. The same `key` and the same content are the same message again; None where nobody can tell.
 
-    `earlier` is what was said before it, where the client is the only one that knows: then it has a thread of its own, with that in it.
+    `earlier` is what was said before it, where the client is the only one that knows: then its thread is a new one, with that in it.
     """
 
     thread_id: str
@@ -240,44 +240,60 @@ class Door:
                 raise fault(f"{asked.path}[{index}].url", f"expected at most {MAX_URL} characters")
         if not asked.content:
             raise fault(asked.path, "expected a text or a file")
-        await self._check_post(person, asked.thread_id)
+        known = await self._check_post(person, asked.thread_id)
         limit = self.worker.config.max_turns_per_identity
         if self._turns[_person(person)] >= limit:
             raise Refused(429, "RATE_LIMITED", f"at most {limit} messages may wait for an answer at once")
-        # Shielded: a dispatch that is cut off may have stored its message, whose turn is then stopped, and never run again.
-        return await asyncio.shield(self._kept(self._open(person, asked, handler)))
+        turn = await self._begun(person, asked, handler)
+        if not known and not await self.may(
+            person, "thread.read", turn
+        ):  # it has its turn, and they are not told of it
+            raise Refused(404, "NOT_FOUND", "there is no such thread")
+        return turn
 
-    async def thread(self, thread_id: str) -> Thread | None:
-        """A thread, or None."""
-        return await (await self.worker.repository()).get_thread(thread_id)
+    async def may(self, person: Identity, operation: Operation, turn: Turn) -> bool:
+        """Whether somebody may do this where a turn is."""
+        thread = await (await self.worker.repository()).get_thread(turn.stream.thread_id)
+        return thread is not None and self.worker.allows(person, operation, thread)
 
-    async def _check_post(self, person: Identity, thread_id: str) -> None:
-        thread = await self.thread(thread_id)
+    async def _check_post(self, person: Identity, thread_id: str) -> bool:
+        """Refuse who may not post there; else whether there is such a thread."""
+        thread = await (await self.worker.repository()).get_thread(thread_id)
         if thread is not None and not self.worker.allows(person, "thread.read", thread):
             raise Refused(404, "NOT_FOUND", "there is no such thread")
         if not self.worker.allows(person, "thread.post", thread):
             raise Refused(403, "FORBIDDEN", "your role does not allow thread.post")
+        return thread is not None
+
+    def _begun(self, person: Identity, asked: Asked, handler: Callable[..., Any] | str | None) -> Awaitable[Turn]:
+        self._turns[_person(person)] += 1  # not in the task: in front of it others would be counted with too few
+        # Shielded: a dispatch that is cut off may have stored its message, whose turn is then stopped, and never run again.
+        return asyncio.shield(self._kept(self._open(person, asked, handler)))
 
     async def _open(self, person: Identity, asked: Asked, handler: Callable[..., Any] | str | None) -> Turn:
-        self._turns[_person(person)] += 1
-        recalled = None
+        kept = None
         try:
-            recalled = await self._recall(person, asked) if asked.earlier else None
+            if asked.earlier:
+                await self._recall(person, asked)
             stream = await self.worker.dispatch(
                 handler,
                 metadata=person,
                 worker_id=self.served,
-                thread_id=recalled or asked.thread_id,
+                thread_id=asked.thread_id,
                 content=asked.content,
                 data={"door": self.name, **asked.data},
                 idempotency_key=self._repeat_key(asked),
             )
-            turn = Turn(stream, lambda: self._open(person, asked, handler), person)
-            if stream.is_repeat and recalled is not None and recalled != stream.thread_id:
-                await (await self.worker.repository()).remove_thread(recalled)
+            same = evolve(asked, thread_id=stream.thread_id, earlier=())
+            turn = Turn(stream, lambda: self._begun(person, same, handler), person)
+            kept = stream.thread_id
         except BaseException:
             self._free(person)
             raise
+        finally:
+            if asked.earlier and kept != asked.thread_id:  # a repeat, or not taken
+                with suppress(DooersError):
+                    await (await self.worker.repository()).remove_thread(asked.thread_id)
         if stream.is_repeat:
             self._free(person)
             return self._live.get(stream.event_id, turn)
@@ -287,22 +303,18 @@ class Door:
         self._kept(self._until_over(turn))
         return turn
 
-    async def _recall(self, person: Identity, asked: Asked) -> str:
-        """A new thread in which the earlier messages were said, as many of the newest as a message may be long."""
+    async def _recall(self, person: Identity, asked: Asked) -> None:
+        """Make its thread, in which the earlier messages were said, as many of the newest as a message may be long."""
         room, said = self.worker.config.max_text_length, list[tuple[Literal["user", "assistant"], str]]()
         for actor, text in reversed(asked.earlier):
-            room -= len(text)
-            if room < 0:
+            if (room := room - len(text)) < 0:
                 break
             said.insert(0, (actor, text))
         repository = await self.worker.repository()
-        thread = await repository.create_thread(
-            self.served, person.organization_id, person.workspace_id, person.user_id
-        )
+        await repository.create_thread(self.served, metadata=person, id=asked.thread_id)
         for actor, text in said:
             user = person.user if actor == "user" else None
-            await repository.create_event(thread.id, "message", actor, text, user=user, data={"door": self.name})
-        return thread.id
+            await repository.create_event(asked.thread_id, "message", actor, text, user=user, data={"door": self.name})
 
     async def _until_over(self, turn: Turn) -> None:
         stream = turn.stream
@@ -347,7 +359,7 @@ class Door:
         while turn.running_elsewhere:
             await asyncio.sleep(pause)
             turn, pause = await turn.again(), min(2 * pause, LONGEST_PAUSE)
-        stream, telling, ended = turn.stream, Telling(), None
+        stream, telling, ended, known = turn.stream, Telling(), None, turn.stream.is_repeat
         status, error = "succeeded", ""
         # Left early, it cancels nothing: the stream is detached, or a repeat.
         events = cast("AsyncGenerator[WorkerEvent, None]", stream.events(deltas=True))
@@ -357,6 +369,11 @@ class Door:
                     ended = event.data if event.send_type == "run_end" else ended
                     for told in telling.take(event):
                         yield told
+            if stream.is_repeat and not known:  # when its place came, another process had answered it, or was about to
+                async with aclosing(self._told(await turn.again())) as steps:
+                    async for told in steps:
+                        yield told
+                return
             status = stream.status if stream.status != "running" else status
         except HandlerError:
             status = "failed"
@@ -376,9 +393,9 @@ class Door:
         return SORRY
 
     async def _frames(self, turn: Turn, voice: Voice) -> AsyncGenerator[str, None]:
-        for frame in voice.begin():
-            yield frame
         try:
+            for frame in voice.begin():
+                yield frame
             async with aclosing(self.told(turn)) as steps:
                 async for told in steps:
                     for frame in voice.say(told):
@@ -399,24 +416,16 @@ class Door:
         async def gather() -> list[Told]:
             return [told async for told in self.told(turn)]
 
-        gathering, leaving = asyncio.ensure_future(gather()), asyncio.ensure_future(disconnect(request.receive))
-        try:
-            await asyncio.wait([gathering, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if not gathering.done():
-                await self._leave(turn)
-                raise Refused(499, "CANCELED", "the client has left")
-            return gathering.result()
-        finally:
-            gathering.cancel()
-            leaving.cancel()
-            await asyncio.gather(gathering, leaving, return_exceptions=True)
+        if (gathered := await unless_left(request.receive, gather())) is not None:
+            return gathered.result()
+        await self._leave(turn)
+        raise Refused(499, "CANCELED", "the client has left")
 
     async def _leave(self, turn: Turn) -> None:
         """Whoever asked has left: which says nothing of whether they meant to stop the turn, so it is for the worker's author to say."""
-        if not self.leaving_stops or turn.readers > 1:
+        if not self.leaving_stops or turn.readers or turn.stream.status not in ("waiting", "running"):
             return
-        thread = await self.thread(turn.stream.thread_id)
-        if thread is not None and self.worker.allows(turn.person, "run.cancel", thread):
+        if await self.may(turn.person, "run.cancel", turn):
             await turn.stream.cancel()
 
     def endpoint(

@@ -20,10 +20,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 from uuid import uuid4
 
-from google.genai.types import Content, FunctionResponse, GenerateContentResponse, Part
-
 from dooers import WorkerSend
 from dooers_contrib.answers import Answer, AnswerError, ToolCall
+
+try:
+    from google.genai.types import Content, FunctionResponse, GenerateContentResponse, Part
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("pip install 'dooers-workers-server[google]'", name=missing.name) from None
 
 __all__ = ["answer"]
 

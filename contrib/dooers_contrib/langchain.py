@@ -19,10 +19,13 @@ from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
-from langchain_core.messages import AIMessage, AIMessageChunk, ToolMessage, message_chunk_to_message
-
 from dooers import WorkerSend
 from dooers_contrib.answers import Answer, ToolCall, arguments
+
+try:
+    from langchain_core.messages import AIMessage, AIMessageChunk, ToolMessage, message_chunk_to_message
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("pip install 'dooers-workers-server[langchain]'", name=missing.name) from None
 
 __all__ = ["answer", "called", "whole"]
 

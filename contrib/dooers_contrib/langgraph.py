@@ -18,12 +18,17 @@ from contextlib import aclosing
 from typing import Any
 
 from attrs import Factory, define
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 
 from dooers import WorkerEvent, WorkerSend
 from dooers_contrib.answers import AnswerError
-from dooers_contrib.langchain import called, whole
 from dooers_contrib.progress import Done, Part, Said, progress, readable
+
+try:
+    from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
+
+    from dooers_contrib.langchain import called, whole
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("pip install 'dooers-workers-server[langgraph]'", name=missing.name) from None
 
 __all__ = ["answer"]
 

@@ -18,12 +18,15 @@ from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import uuid4
 
-from openai import AsyncStream
-from openai.types.chat import ChatCompletionChunk
-from openai.types.responses import ResponseStreamEvent
-
 from dooers import WorkerSend
 from dooers_contrib.answers import Answer, AnswerError, ToolCall, arguments, mended
+
+try:
+    from openai import AsyncStream
+    from openai.types.chat import ChatCompletionChunk
+    from openai.types.responses import ResponseStreamEvent
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("pip install 'dooers-workers-server[openai]'", name=missing.name) from None
 
 __all__ = ["answer", "response"]
 

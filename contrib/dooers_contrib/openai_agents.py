@@ -18,11 +18,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from agents import RunResultStreaming
-
 from dooers import InvalidValueError, WorkerEvent, WorkerSend
 from dooers_contrib.answers import arguments
 from dooers_contrib.progress import Done, Part, Said, progress, readable
+
+try:
+    from agents import RunResultStreaming
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("pip install 'dooers-workers-server[openai-agents]'", name=missing.name) from None
 
 __all__ = ["answer", "history"]
 

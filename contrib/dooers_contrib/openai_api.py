@@ -144,10 +144,11 @@ def _asked(door: Door, person: Identity, request: Request, body: Mapping[str, An
     if body.get("n") not in (None, 1):
         raise fault("n", "expected 1: a turn has one answer")
     content = _content(door, message.get("content"), f"{path}.content")
-    given = request.headers.get("idempotency-key")
-    key = (place or "", given) if given else None
+    given, earlier = request.headers.get("idempotency-key"), [] if place else _earlier(before)
+    # "Yes" to another question is another message, whatever the key.
+    key = (place or "", given, *(text for _, text in earlier)) if given else None
     thread_id = door.thread_of(person, place or uuid4().hex)
-    return Asked(thread_id, content, key, f"{path}.content", earlier=[] if place else _earlier(before))
+    return Asked(thread_id, content, key, f"{path}.content", earlier=earlier)
 
 
 def _content(door: Door, content: Any, path: str) -> list[ContentPart]:

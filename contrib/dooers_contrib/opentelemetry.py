@@ -18,10 +18,14 @@ from typing import Any, Literal, TypeAlias
 from weakref import WeakSet, ref
 
 from attrs import frozen
-from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter
-from opentelemetry.trace import SpanKind, TracerProvider, get_tracer
 
 from dooers import ConfigError, WorkerContext, WorkerIncoming, WorkerServer, WorkerStats, __version__
+
+try:
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter
+    from opentelemetry.trace import SpanKind, TracerProvider, get_tracer
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("pip install 'dooers-workers-server[opentelemetry]'", name=missing.name) from None
 
 __all__ = ["METRICS", "Metric", "instrument"]
 

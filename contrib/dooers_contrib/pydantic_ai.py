@@ -19,11 +19,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from pydantic_ai import messages as told
-
 from dooers import WorkerEvent, WorkerSend
 from dooers_contrib.answers import arguments
 from dooers_contrib.progress import Done, Part, Said, progress, readable
+
+try:
+    from pydantic_ai import messages as told
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("pip install 'dooers-workers-server[pydantic-ai]'", name=missing.name) from None
 
 __all__ = ["answer", "history"]
 

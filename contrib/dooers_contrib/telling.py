@@ -7,10 +7,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from mimetypes import guess_type
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from attrs import define, field, frozen
@@ -19,10 +19,11 @@ from starlette.types import Receive, Scope, Send
 
 from dooers import ContentPart, DocumentPart, ImagePart, WorkerEvent
 
-__all__ = ["EventStream", "Telling", "Told", "Voice", "disconnect", "file_part", "link", "mime_type_of", "sse"]
+__all__ = ["EventStream", "Telling", "Told", "Voice", "file_part", "link", "mime_type_of", "sse", "unless_left"]
 
 log = logging.getLogger("dooers")
 MAX_NAME = 255
+T = TypeVar("T")
 
 
 @frozen
@@ -98,9 +99,8 @@ class Telling:
 
     def _result(self, data: Mapping[str, Any]) -> Iterable[Told]:
         id = data["id"]
-        if (
-            id not in self.calls
-        ):  # a handler need not give ids: then it is the oldest open call of that name, if there is one
+        if id not in self.calls:
+            # A handler need not give ids: then it is the oldest open call of that name, if there is one.
             id = next((one for one, name in self.calls.items() if name == data["name"]), id)
         if id not in self.calls:
             yield self._call(data)
@@ -144,22 +144,17 @@ class EventStream(Response):
         self._frames, self._keep_alive, self._patience, self._left = frames, keep_alive, patience, left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writing = asyncio.ensure_future(self._write(send))
-        leaving = asyncio.ensure_future(disconnect(receive))
         try:
-            await asyncio.wait([writing, leaving], return_when=asyncio.FIRST_COMPLETED)
-            failed = writing.exception() if writing.done() else OSError()
-            if isinstance(failed, TimeoutError):
-                log.warning("an answer was not read for %g seconds; its stream is given up", self._patience)
-            if isinstance(failed, OSError):  # a TimeoutError is one
-                await self._left()
-            elif failed is not None:
-                raise failed
+            written = await unless_left(receive, self._write(send))
         finally:
-            writing.cancel()
-            leaving.cancel()
-            await asyncio.gather(writing, leaving, return_exceptions=True)
             await self._frames.aclose()
+        failed = OSError() if written is None else written.exception()
+        if isinstance(failed, TimeoutError):
+            log.warning("an answer was not read for %g seconds; its stream is given up", self._patience)
+        if isinstance(failed, OSError):  # a TimeoutError is one
+            await self._left()
+        elif failed is not None:
+            raise failed
         if self.background is not None:
             await self.background()
 
@@ -187,10 +182,21 @@ class EventStream(Response):
                 await asyncio.gather(frame, return_exceptions=True)
 
 
-async def disconnect(receive: Receive) -> None:
-    """Wait until the client has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> asyncio.Future[T] | None:
+    """Do something as long as the client is there; None where it has left before that was done."""
+
+    async def disconnect() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(disconnect())
+    try:
+        await asyncio.wait([doing, leaving], return_when=asyncio.FIRST_COMPLETED)
+        return doing if doing.done() else None
+    finally:
+        doing.cancel()
+        leaving.cancel()
+        await asyncio.gather(doing, leaving, return_exceptions=True)
 
 
 # ---------------------------------------------------------------- files

@@ -47,7 +47,7 @@ class Finding:
 
 @app.command(
     rich_help_panel=KEEP,
-    epilog="Examples: `dooers check`, `dooers check examples.quickstart:worker`, `dooers check app:worker --json`",
+    epilog="Examples: `dooers check`, `dooers check app:worker`, `dooers check app:worker --json`",
 )
 def check(
     target: WorkerTarget = None,

@@ -12,7 +12,7 @@ from dooers.server import WorkerServer
 __all__ = ["rotate_keys"]
 
 
-@app.command("rotate-keys", rich_help_panel=KEEP, epilog="Example: `dooers rotate-keys examples.quickstart:worker`")
+@app.command("rotate-keys", rich_help_panel=KEEP, epilog="Example: `dooers rotate-keys app:worker`")
 def rotate_keys(
     target: WorkerTarget = None,
 ) -> None:

@@ -19,7 +19,7 @@ __all__ = ["migrate"]
 
 @app.command(
     rich_help_panel=KEEP,
-    epilog="Examples: `dooers migrate examples.quickstart:worker`, `dooers migrate examples.quickstart:worker --check`",
+    epilog="Examples: `dooers migrate app:worker`, `dooers migrate app:worker --check`",
 )
 def migrate(
     target: WorkerTarget = None,

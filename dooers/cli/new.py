@@ -28,7 +28,7 @@ FILES = {
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
 
-@app.command(rich_help_panel=BEGIN, epilog="Example: `dooers new demo && cd demo && pytest && dooers run --open`")
+@app.command(rich_help_panel=BEGIN, epilog="Example: `dooers new demo && cd demo && dooers run --open`")
 def new(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="The project's name, and that of its new directory here.")
@@ -48,7 +48,7 @@ def new(
     about = ["", "test the worker, without a server", "serve it, and talk to it in the browser", "see what is missing"]
     if find_spec("pytest") is None:
         steps[1:1], about[1:1] = ["pip install -e '.[dev]'"], ["install pytest"]
-    lines = "\n".join(f"  {step:<24}{why}".rstrip() for step, why in zip(steps, about, strict=True))
+    lines = "\n".join(f"  {step:<26}{why}".rstrip() for step, why in zip(steps, about, strict=True))
     out().print(
         f"made {name}/: the worker is in app.py, its tests are in tests/\n\n{lines}", markup=False, soft_wrap=True
     )

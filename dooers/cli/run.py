@@ -17,7 +17,7 @@ __all__ = ["run"]
 
 @app.command(
     rich_help_panel=BEGIN,
-    epilog="Examples: `dooers run app:worker --open`, `dooers run examples.quickstart:worker --port 8001 --reload`",
+    epilog="Examples: `dooers run app:worker --open`, `dooers run app:worker --port 8001 --reload`",
 )
 def run(
     target: WorkerTarget = None,

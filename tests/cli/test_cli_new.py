@@ -13,7 +13,7 @@ from serving import DOOERS, ROOT, WITHIN, dooers_run
 
 from dooers import __version__
 from dooers.cli import TargetError
-from dooers.cli.new import FILES, make
+from dooers.cli.new import FILES, make, new
 
 QUIET = {**os.environ, "COLUMNS": "200", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "contrib")])}
 
@@ -37,12 +37,22 @@ def test_it_makes_a_project_and_says_what_comes_next(tmp_path: Path) -> None:
         "made demo/: the worker is in app.py, its tests are in tests/",
         "",
         "  cd demo",
-        "  pytest                  test the worker, without a server",
-        "  dooers run --open       serve it, and talk to it in the browser",
-        "  dooers check            see what is missing",
+        "  pytest                    test the worker, without a server",
+        "  dooers run --open         serve it, and talk to it in the browser",
+        "  dooers check              see what is missing",
     ]
     made = {str(path.relative_to(tmp_path / "demo")) for path in (tmp_path / "demo").rglob("*") if path.is_file()}
     assert made == set(FILES)
+
+
+def test_where_pytest_is_not_there_it_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dooers.cli.new.find_spec", lambda name: None)
+    new("demo")
+    # Not "... '.[dev]' install pytest": what is to be typed and what is said of it must not look like one command.
+    assert "  pip install -e '.[dev]'   install pytest" in capsys.readouterr().out.splitlines()
 
 
 def test_its_tests_pass_and_leave_nothing_behind(demo: Path) -> None:

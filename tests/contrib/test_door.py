@@ -15,8 +15,9 @@ import httpx
 import jwt
 import pytest
 from attrs import evolve
+from dependency_injector import providers
 from dooers_contrib import ag_ui, ai_sdk, openai_api
-from dooers_contrib.door import Door
+from dooers_contrib.door import Asked, Door, Refused, Turn
 from dooers_contrib.jwt import JwtAuthenticator
 from dooers_contrib.telling import Telling, Told, file_part, link, mime_type_of
 from front import Front, who
@@ -29,10 +30,12 @@ from dooers import (
     ForbiddenError,
     Identity,
     ImagePart,
+    TextPart,
     WorkerConfig,
     WorkerEvent,
     WorkerServer,
 )
+from dooers.brokers.memory import Hub, MemoryBroker
 
 ALICE = {"authorization": "Bearer alice"}
 DOORS: dict[str, Callable[..., Any]] = {
@@ -183,6 +186,19 @@ async def test_permissions_and_the_authorize_hook_hold_here_too(path: str) -> No
 
 
 @every_door
+async def test_who_may_post_and_not_read_is_not_told_the_answer(path: str) -> None:
+    front = Front.of(evolve(MEMORY, permissions={"thread.read": ["admin"]}))
+    async with inside(front, path) as client:
+        for asked in (body(path, "echo"), body(path, "echo", message="m2")):
+            answer = await client.post(path, json=asked)
+            assert (answer.status_code, "content" in answer.text) == (404, False)
+    async with inside(front, path, who=lambda request: {**(who(request) or {}), "user_role": "admin"}) as client:
+        assert (await client.post(path, json=body(path, "echo", message="m3"))).status_code == 200
+    assert len(front.ran) == 2
+    await front.worker.close()
+
+
+@every_door
 async def test_pages_of_other_origins_may_not_ask_where_that_is_said(path: str) -> None:
     front = Front.of(evolve(MEMORY, allowed_origins=["https://app.example.com"]))
     async with inside(front, path) as client:
@@ -231,6 +247,25 @@ def with_parts(path: str, parts: list[Any]) -> dict[str, Any]:
 
 
 @every_door
+async def test_half_a_character_in_an_address_or_a_name_breaks_nothing(front: Front, path: str) -> None:
+    url = "data:image/png;base64,\ud800"
+    part = {
+        "/ag-ui": {"type": "image", "source": {"type": "url", "value": url}},
+        "/api/chat": {"type": "file", "mediaType": "image/png", "url": url},
+        "/v1/chat/completions": {"type": "image_url", "image_url": {"url": url}},
+    }[path]
+    async with inside(front, path) as client:
+        for asked in (with_parts(path, [part]), body(path, "echo", "\ud800"), body(path, "echo", message="\ud800")):
+            ran = len(front.ran)
+            answer = await client.post(path, content=json.dumps(asked), headers={"content-type": "application/json"})
+            assert answer.status_code in (200, 422)
+            if answer.status_code == 422:
+                assert len(front.ran) == ran
+            else:
+                assert "RUN_FINISHED" in answer.text or answer.text.endswith("[DONE]\n\n")
+
+
+@every_door
 async def test_more_parts_than_may_be_are_refused_before_anything_is_made_of_them(front: Front, path: str) -> None:
     async with inside(front, path) as client:
         answer = await client.post(path, json=with_parts(path, [{}] * 101))
@@ -259,6 +294,18 @@ async def test_an_address_without_end_is_none(front: Front, path: str) -> None:
         answer = await client.post(path, json=with_parts(path, [part]))
     assert answer.status_code in (400, 422)
     assert "expected at most 8192 characters" in answer.text
+
+
+async def test_no_more_messages_than_may_be_wait_for_an_answer_however_many_come_at_once(front: Front) -> None:
+    door = Door("ai_sdk", front.worker, who)
+    alice = Identity(organization_id="org", workspace_id="main", user_id="alice")
+    limit = front.worker.config.max_turns_per_identity
+    await front.worker.ensure_initialized()
+    asked = [Asked(f"thread-{index}", [TextPart("stream many")], None) for index in range(2 * limit)]
+    found = await asyncio.gather(*(door.dispatch(alice, one) for one in asked), return_exceptions=True)
+    assert sum(isinstance(one, Turn) for one in found) == limit
+    assert {one.code for one in found if isinstance(one, Refused)} == {"RATE_LIMITED"}
+    front.gates["many"].set()
 
 
 # ---------------------------------------------------------------- readers
@@ -307,6 +354,34 @@ async def test_who_leaves_stops_nothing_that_somebody_else_reads(front: Front) -
                 front.gates["both"].set()
                 text = "".join([piece async for piece in first.aiter_text()])
     assert '"finish"' in text
+
+
+async def test_who_leaves_before_the_first_word_stops_nothing_that_somebody_else_reads(front: Front) -> None:
+    door = Door("ai_sdk", front.worker, who, leaving_stops=True)
+    alice = Identity(organization_id="org", workspace_id="main", user_id="alice")
+    turn = await door.dispatch(alice, Asked("thread", [TextPart("stream both")], ("m1",)))
+    steps = door.told(turn)
+    assert (await anext(steps)).kind == "run_start"
+
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def never(message: Any) -> None:
+        await asyncio.Event().wait()
+
+    await door.answer(turn, Silent())({}, gone, never)
+    front.gates["both"].set()
+    assert [told.data async for told in steps if told.kind == "over"] == [{"status": "succeeded", "error": ""}]
+
+
+class Silent:
+    """A voice that says nothing."""
+
+    def begin(self) -> list[str]:
+        return [""]
+
+    def say(self, told: Told) -> list[str]:
+        return []
 
 
 async def test_who_leaves_before_an_answer_in_one_piece_is_one_who_leaves(front: Front) -> None:
@@ -391,6 +466,27 @@ async def test_a_repeat_at_another_process_waits_for_the_whole_answer(
     assert "mundo" in text
     assert text.endswith("[DONE]\n\n")
     assert (front.ran, elsewhere.ran) == (["stream one"], [])
+    await front.worker.close()
+    await elsewhere.worker.close()
+
+
+async def test_a_repeat_of_what_waits_at_another_process_has_the_whole_answer_too(worker_config: WorkerConfig) -> None:
+    path, hub = "/api/chat", Hub()
+    front, elsewhere = Front.of(worker_config), Front.of(worker_config)
+    for one in (front, elsewhere):
+        one.worker._parts.broker.override(providers.Object(MemoryBroker(hub=hub)))
+    async with inside(front, path) as here, inside(elsewhere, path) as there, asyncio.timeout(20):
+        first = asyncio.ensure_future(here.post(path, json=body(path, "stream first")))
+        await _until(lambda: "stream first" in front.threads)
+        asked = body(path, "echo", message="m2")
+        waiting = asyncio.ensure_future(here.post(path, json=asked))
+        await _until(lambda: front.worker.stats().turns_waiting == 1)
+        again = asyncio.ensure_future(there.post(path, json=asked))
+        await _until(lambda: elsewhere.worker.stats().turns_waiting == 1)  # as the first one has left no trace so far
+        front.gates["first"].set()
+        answers = [(await one).text for one in (first, waiting, again)]
+    assert front.ran + elsewhere.ran == ["stream first", "echo"]
+    assert [('"text-delta"' in text, text.endswith("[DONE]\n\n")) for text in answers] == [(True, True)] * 3
     await front.worker.close()
     await elsewhere.worker.close()
 

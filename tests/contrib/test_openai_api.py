@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from dooers_contrib.openai_api import openai_api
@@ -219,6 +220,20 @@ async def test_an_idempotency_key_runs_nothing_twice(client: AsyncOpenAI, front:
     assert await heard(client, model="agent", messages=messages, **again) == first
     assert front.ran == ["echo"]
     assert len(await (await front.worker.repository()).list_threads()) == 1
+    # The same words after others are not the same message.
+    other = await heard(client, model="agent", messages=[{"role": "user", "content": "else"}, messages[-1]], **again)
+    assert (other["said"][0], front.ran) == ("else", ["echo", "echo"])
+
+
+async def test_a_message_that_is_not_taken_leaves_no_thread_behind(front: Front) -> None:
+    routes = openai_api(front.worker, who=who, models={"agent": "a-handler-that-is-not-there"})
+    transport = httpx.ASGITransport(front.app(routes))
+    messages = [{"role": "user", "content": "before"}, {"role": "user", "content": "echo"}]
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://app", headers={"authorization": "Bearer alice"}
+    ) as client:
+        answer = await client.post("/v1/chat/completions", json={"model": "agent", "messages": messages})
+    assert (answer.status_code, await (await front.worker.repository()).list_threads()) == (500, [])
 
 
 async def test_files_come_as_parts(client: AsyncOpenAI) -> None:

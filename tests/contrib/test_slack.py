@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dooers import ConfigError, WorkerConfig, WorkerServer
+from dooers import ConfigError, Identity, Operation, Thread, WorkerConfig, WorkerServer
 
 SECRET = "a signing secret"
 NOW = 1_700_000_000
@@ -176,6 +176,20 @@ async def test_a_slack_thread_is_a_thread_and_so_is_a_direct_conversation(worker
         await post(client, said("dm again", "2.2", channel="D1", channel_type="im"))
         assert await threads(worker) == 3
     assert [one.get("thread_ts") for one in api.sent] == ["1.1", "1.1", "1.3", None, None]
+
+
+async def test_who_may_not_read_or_post_is_not_heard(worker: WorkerServer, api: Slack) -> None:
+    refused = {"U1": "thread.post", "U2": "thread.read"}
+
+    @worker.authorize
+    def authorize(identity: Identity, operation: Operation, thread: Thread | None) -> bool:
+        return refused.get(identity.user_id) != operation
+
+    async with hook(worker, api) as client:
+        for user in ("U1", "U2", "U3"):
+            assert await post(client, said(f"I am {user}", f"1.{user[1]}", user=user)) == 200
+    assert (ran, api.texts) == (["I am U3"], ["You said: I am U3"])
+    assert await threads(worker) == 1
 
 
 async def test_with_private_threads_people_of_one_slack_thread_have_their_own(
