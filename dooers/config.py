@@ -6,13 +6,12 @@ import os
 import re
 from base64 import b64decode, urlsafe_b64decode
 from collections.abc import Callable, Collection, Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from attrs import Attribute, Factory, field, fields, frozen
 
-from dooers.exceptions import ConfigError, quoted
+from dooers.exceptions import ConfigError, meant, quoted
 from dooers.models import Operation
 from dooers.schema import SettingsSchema
 
@@ -81,8 +80,7 @@ def _prefix(instance: Any, attribute: Attribute[Any], value: Any) -> None:
 def _one_of(known: tuple[str, ...]) -> Validator:
     def check(_: Any, attribute: Attribute[Any], value: Any) -> None:
         if value not in known:
-            near = get_close_matches(str(value).lower().replace("postgresql", "postgres"), known, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = meant(str(value).lower().replace("postgresql", "postgres"), known)
             raise _wrong(attribute, f"one of {', '.join(known)}", value, hint)
 
     return check
@@ -145,9 +143,7 @@ def _permissions(_: Any, attribute: Attribute[Any], value: Mapping[str, frozense
     known = get_args(Operation)
     for operation, roles in value.items():
         if operation not in known:
-            near = get_close_matches(str(operation), known, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise _wrong(attribute, f"operations of {', '.join(known)}", operation, hint)
+            raise _wrong(attribute, f"operations of {', '.join(known)}", operation, meant(operation, known))
         if any(not isinstance(role, str) or not role for role in roles):
             raise _wrong(attribute, f"names of roles for {operation!r}", sorted(map(repr, roles)))
 
@@ -320,9 +316,7 @@ class WorkerConfig:
         # attrs would raise a bare TypeError for a misspelt option; this one says what was probably meant.
         for name in values:
             if name not in (known := cls.names()):
-                near = get_close_matches(name, known, 1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise ConfigError(f"WorkerConfig has no option {name!r}{hint}")
+                raise ConfigError(f"WorkerConfig has no option {name!r}{meant(name, known)}")
         return object.__new__(cls)
 
     def __attrs_post_init__(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from difflib import get_close_matches
 from typing import Any
 
 from dooers.analytics import Collector
@@ -18,7 +17,7 @@ from dooers.clock import SystemClock
 from dooers.config import WorkerConfig
 from dooers.context import WorkerAnalytics, WorkerIncoming, WorkerMemory, WorkerSettings
 from dooers.deadline import Deadline
-from dooers.exceptions import NotConfiguredError, SignatureError, StoreError
+from dooers.exceptions import NotConfiguredError, SignatureError, StoreError, meant
 from dooers.inject import KeptValues, TurnValue, TypedSnapshot
 from dooers.injector import containers, providers
 from dooers.lanes import Lanes
@@ -220,8 +219,7 @@ def override(values: Turn, replacements: Mapping[str, Any]) -> Iterator[None]:
     known = [name for name in values.providers if name != "typed_settings"]
     for name in replacements:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = meant(name, known)
             raise SignatureError(f"override: nobody provides {name!r}{hint}. Known: {', '.join(sorted(known))}")
     with ExitStack() as stack:
         for name, value in replacements.items():

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from attrs import asdict, fields
 
 from dooers.codec import clean, parts, plain
-from dooers.exceptions import DispatchError, HandlerError, InvalidValueError, quoted
+from dooers.exceptions import DispatchError, HandlerError, InvalidValueError, meant, quoted
 from dooers.models import ContentPart, EventQuery, Identity, TextPart, ThreadEvent, check_id, text_of
 from dooers.openturn import Handler, Message, OpenTurn, TurnStatus
 from dooers.runner import Runner, waited_threads
@@ -60,8 +59,7 @@ def _together(metadata: Any) -> dict[str, Any]:
         raise InvalidValueError(f"metadata: expected a Metadata, an Identity or a mapping, got {quoted(metadata)}")
     for name in metadata:
         if name not in _KNOWN:
-            near = get_close_matches(str(name), _KNOWN, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else f"; known are {', '.join(_KNOWN)}"
+            hint = meant(name, _KNOWN, f"; known are {', '.join(_KNOWN)}")
             raise InvalidValueError(
                 f"metadata: nobody is told by {name!r}{hint}. For what is not about the sender there is `data`"
             )

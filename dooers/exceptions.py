@@ -30,6 +30,8 @@ DooersError                     anything below; `.code` is what a client sees on
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 __all__ = [
     "AlreadyConnectedError",
@@ -70,6 +72,12 @@ def quoted(value: object, limit: int = 60) -> str:
         return repr(value[:limit] if isinstance(value, str | bytes) else value)[:limit]
     except Exception:
         return f"a {type(value).__name__}"
+
+
+def meant(name: object, known: Iterable[str], otherwise: str = "") -> str:
+    """What an error adds to a name that is not known: the nearest one that is, or `otherwise`."""
+    near = get_close_matches(str(name)[:100], list(known), 1)
+    return f" (did you mean {near[0]!r}?)" if near else otherwise
 
 
 def told(what: str, error: BaseException, error_id: str, *, expose: bool) -> str:

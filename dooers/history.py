@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote_to_bytes
 
-from dooers.exceptions import InvalidValueError, quoted
+from dooers.exceptions import InvalidValueError, meant, quoted
 from dooers.models import ContentPart, DocumentPart, ImagePart, TextPart, ThreadEvent
 
 __all__ = ["FORMATS", "HistoryFormat", "format_history"]
@@ -30,8 +29,7 @@ def format_history(events: Sequence[ThreadEvent], format: str) -> list[Message]:
     """Messages, oldest first, in a vendor's shape. InvalidValueError for a vendor that is not known."""
     vendor = FORMATS.get(format) if isinstance(format, str) else None
     if vendor is None:
-        near = get_close_matches(quoted(format).strip("'").lower(), FORMATS, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = meant(quoted(format).strip("'").lower(), FORMATS)
         raise InvalidValueError(f"format: expected one of {', '.join(FORMATS)}, got {quoted(format)}{hint}")
     return vendor(events)
 

@@ -11,7 +11,6 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
-from difflib import get_close_matches
 from functools import partial
 from math import inf
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get
 from attrs import define, field, frozen
 
 from dooers.config import ORDERS, TurnOrder
-from dooers.exceptions import SignatureError
+from dooers.exceptions import SignatureError, meant
 from dooers.injector import providers
 from dooers.send import WorkerEvent
 
@@ -368,9 +367,8 @@ class Compiler:
             return available[by_type[0]], ""
         if by_type:
             return None, f"{name!r}: {_type_name(hint)} is provided by {' and '.join(by_type)}; use one of these names"
-        near = get_close_matches(name, _known(available), 1)
-        hint = f"did you mean {near[0]!r}?" if near else "provide it above, with @worker.provide"
-        return None, f"nobody provides {name!r} ({hint})"
+        otherwise = " (provide it above, with @worker.provide)"
+        return None, f"nobody provides {name!r}{meant(name, _known(available), otherwise)}"
 
     def _is_settings_class(self, hint: Any) -> bool:
         if self.settings_class is None or hint is _EMPTY:

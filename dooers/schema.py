@@ -7,13 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import date
-from difflib import get_close_matches
 from enum import Enum
 from typing import Any, Literal
 
 from attrs import evolve, field, frozen
 
-from dooers.exceptions import ConfigError, InvalidValueError, NotFoundError, quoted
+from dooers.exceptions import ConfigError, InvalidValueError, NotFoundError, meant, quoted
 
 __all__ = [
     "Help",
@@ -203,9 +202,7 @@ class SettingsSchema:
         """The field of this id, or NotFoundError with the nearest name."""
         found = self._by_id.get(field_id)
         if found is None:
-            near = get_close_matches(str(field_id)[:100], self._by_id, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise NotFoundError(f"there is no setting {quoted(field_id)}{hint}")
+            raise NotFoundError(f"there is no setting {quoted(field_id)}{meant(field_id, self._by_id)}")
         return found
 
     def defaults(self) -> dict[str, Any]:
