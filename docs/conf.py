@@ -62,7 +62,7 @@ NAVIGATION = {
 }
 
 # Modules of contrib that adapters are made of, and that no author of a worker imports.
-INNER = {"attachments", "channel", "door", "jwks", "progress", "redis_connection", "telling"}
+INNER = {"attachments", "body", "channel", "door", "jwks", "progress", "redis_connection", "telling"}
 
 project = "dooers"
 version = release = dooers.__version__

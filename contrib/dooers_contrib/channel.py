@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 import httpx
 from attrs import evolve, field, frozen
 from starlette.background import BackgroundTask
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from dooers import (
@@ -36,13 +36,14 @@ from dooers import (
     WorkerEvent,
     WorkerServer,
 )
+from dooers_contrib.body import Refused
 
 __all__ = [
+    "MAX_BODY",
     "Channel",
     "Lookup",
     "Lost",
     "Outgoing",
-    "Refused",
     "Taken",
     "dicts",
     "pieces",
@@ -59,7 +60,7 @@ Lookup: TypeAlias = Callable[[str], Any]
 T = TypeVar("T")
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
-MAX_BODY = 4 * 1024 * 1024
+MAX_BODY = 4 * 1024 * 1024  # what a vendor sends at once
 MAX_ANSWER = 1024 * 1024
 LONGEST_PAUSE = 60.0
 # How soon people see that an answer is being made, and how often again. An answer that is quicker needs no sign.
@@ -71,14 +72,6 @@ HOPELESS = frozenset({"INVALID_VALUE", "TOO_LARGE", "NOT_FOUND", "FORBIDDEN"})
 SORRY = "Sorry, something went wrong. Please try again."
 
 
-class Refused(Exception):
-    """This request is not taken, with the status that says so."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
-
-
 class Lost(Exception):
     """A vendor's API did not do it. `again` is whether it might, later."""
 
@@ -88,30 +81,6 @@ class Lost(Exception):
 
 
 # ---------------------------------------------------------------- what comes in
-
-
-async def body_of(request: Request, limit: int = MAX_BODY) -> bytes:
-    """The raw body, within bounds: it is what was signed, and nobody has been asked yet who they are."""
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise Refused(413)
-    except ClientDisconnect:
-        raise Refused(400) from None
-    return bytes(body)
-
-
-def json_of(body: bytes) -> dict[str, Any]:
-    """A body as a JSON object. Refused else."""
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refused(400) from None
-    if not isinstance(found, dict):
-        raise Refused(400)
-    return found
 
 
 def same(one: str | None, other: str) -> bool:

@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 from uuid import NAMESPACE_URL, uuid5
 
 from attrs import asdict, define, evolve, field, fields, frozen
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from dooers import (
@@ -43,6 +43,8 @@ from dooers import (
     WorkerServer,
     check_content,
 )
+from dooers_contrib.body import Refused as Unread
+from dooers_contrib.body import body_of, json_of
 from dooers_contrib.telling import EventStream, Telling, Told, Voice, unless_left
 
 __all__ = ["KEEP_ALIVE", "MAX_BODY", "PATIENCE", "Asked", "Door", "Refused", "Turn", "Who", "fault", "text_at"]
@@ -189,21 +191,11 @@ class Door:
         # A page of another origin can post a form or a plain text with the cookies of its reader, but not this.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "INVALID_VALUE", "expected application/json")
-        body = bytearray()
         try:
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > self.max_body:
-                    raise Refused(413, "TOO_LARGE", f"at most {self.max_body} bytes")
-        except ClientDisconnect:
-            raise Refused(400, "INVALID_VALUE", "the body ended too soon") from None
-        try:
-            found = json.loads(body)
-        except (ValueError, RecursionError):
-            raise Refused(400, "INVALID_VALUE", "expected JSON") from None
-        if not isinstance(found, dict):
-            raise Refused(400, "INVALID_VALUE", "expected a JSON object")
-        return found
+            return json_of(await body_of(request, self.max_body))
+        except Unread as error:
+            code = "TOO_LARGE" if error.status == 413 else "INVALID_VALUE"
+            raise Refused(error.status, code, str(error)) from None
 
     def thread_of(self, person: Identity, place: str) -> str:
         """The thread of what this person's clients call `place`."""

@@ -19,17 +19,16 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from dooers import WorkerEvent, WorkerServer
+from dooers_contrib.body import Refused, body_of, json_of
 from dooers_contrib.channel import (
+    MAX_BODY,
     SORRY,
     Channel,
     Endpoint,
     Lookup,
     Lost,
     Outgoing,
-    Refused,
     Taken,
-    body_of,
-    json_of,
     pieces,
     same,
     secret,
@@ -79,7 +78,7 @@ def slack(
     )  # fmt: skip
 
     async def answer(request: Request) -> Response:
-        body = await body_of(request)
+        body = await body_of(request, MAX_BODY)
         _check(request, key, body, clock())
         payload = json_of(body)
         if text_at(payload, "type") == "url_verification":

@@ -23,18 +23,17 @@ from starlette.responses import Response
 
 from dooers import ConfigError, ContentPart, TextPart, WorkerEvent, WorkerServer
 from dooers_contrib.attachments import IMAGES, attachment, bytes_of, download
+from dooers_contrib.body import Refused, body_of, json_of
 from dooers_contrib.channel import (
+    MAX_BODY,
     SORRY,
     Channel,
     Endpoint,
     Lookup,
     Lost,
     Outgoing,
-    Refused,
     Taken,
-    body_of,
     dicts,
-    json_of,
     pieces,
     same,
     seconds,
@@ -107,7 +106,7 @@ def telegram(
         # Before the body: there is nothing in it that could be checked.
         if not same(request.headers.get("x-telegram-bot-api-secret-token"), secret_token):
             raise Refused(401)
-        update = json_of(await body_of(request))
+        update = json_of(await body_of(request, MAX_BODY))
         return await channel.take(_messages(update, bot, channel, groups))
 
     return channel.endpoint(answer)

@@ -68,8 +68,7 @@ class Telling:
             case "delta":
                 yield from self._write(data["event_id"], data["text"])
             case "text":
-                if entry:  # else it was empty, and is nowhere
-                    yield from self._write(entry, data["text"][self.length if self.text == entry else 0 :])
+                yield from self._write(entry, data["text"][self.length if self.text == entry else 0 :])
                 yield from self.close()
             case "tool_call":
                 yield self._call(data)

@@ -21,18 +21,17 @@ from starlette.responses import PlainTextResponse, Response
 
 from dooers import ContentPart, TextPart, WorkerEvent, WorkerServer
 from dooers_contrib.attachments import attachment, bytes_of, download
+from dooers_contrib.body import Refused, body_of, json_of
 from dooers_contrib.channel import (
+    MAX_BODY,
     SORRY,
     Channel,
     Endpoint,
     Lookup,
     Lost,
     Outgoing,
-    Refused,
     Taken,
-    body_of,
     dicts,
-    json_of,
     pieces,
     same,
     secret,
@@ -88,7 +87,7 @@ def whatsapp(
     async def answer(request: Request) -> Response:
         if request.method == "GET":
             return _verified(request, known)
-        body = await body_of(request)
+        body = await body_of(request, MAX_BODY)
         if not same(request.headers.get("x-hub-signature-256"), "sha256=" + hmac.digest(signed, body, "sha256").hex()):
             raise Refused(401)
         return await channel.take(_messages(json_of(body), graph, channel))
