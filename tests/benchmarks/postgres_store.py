@@ -89,7 +89,7 @@ def as_sent(store: PostgresStore, way: Way, changes: list[Change]) -> list[tuple
     """The statements the store makes of a turn."""
     sent = []
     for group in way.groups:
-        named, values = store._sql.write(changes[group])
+        named, values = store._sql.write([changes[group]])
         text, names = _numbered(named)
         sent.append((text, [values[name] for name in names]))
     return sent

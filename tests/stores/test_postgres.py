@@ -700,15 +700,14 @@ async def test_a_change_whose_answer_is_lost_is_written_once(postgres: Address, 
     proxy = Proxy(postgres)
     async with proxy.open() as address:
         config = address.config(postgres_config.database_name)
-        # Nothing prepared beforehand, so that every statement is a message that prepares it and one that runs it.
         async with opened_store(config) as store:
             thread = a_thread()
 
             async def lost(change: Change) -> Change:
-                # What is asked for a first time is prepared first. So the second answer is the one that is lost.
-                proxy.after = 1
-                async with asyncio.timeout(WITHIN):
-                    stored = await store.apply(change)
+                # What a store asks for a first time is prepared first. So the second answer is the one that is lost.
+                async with opened_store(config) as new, asyncio.timeout(WITHIN):
+                    proxy.after = 1
+                    stored = await new.apply(change)
                 assert not proxy.armed
                 return stored
 
