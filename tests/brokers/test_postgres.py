@@ -28,7 +28,13 @@ from dooers.stores.sql_postgres import Beside
 class TestPostgresBroker(BrokerContract):
     @pytest.fixture
     async def processes(self, postgres_config: WorkerConfig) -> AsyncIterator[list[Process]]:
-        processes = [await Process(PostgresBroker(postgres_config)).open() for _ in range(3)]
+        processes = [await Process(PostgresBroker(postgres_config)).open()]
+        await is_alone(processes[0], True)
+        processes.append(await Process(PostgresBroker(postgres_config)).open())
+        # Who was alone says so to whoever comes first.
+        await processes[1].until(lambda: processes[1].missed == 1)
+        processes.append(await Process(PostgresBroker(postgres_config)).open())
+        processes[1].missed = 0
         yield processes
         for process in processes:
             await process.broker.close()
