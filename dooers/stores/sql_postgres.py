@@ -13,8 +13,6 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from attrs import evolve
-
 from dooers.access import visible
 from dooers.codec import dumps, plain_parts, plain_user
 from dooers.models import Change, Run, Thread
@@ -263,7 +261,7 @@ def _lane(n: int, changes: Sequence[Change], said: dict[str, Any] | None) -> dic
     if takes:
         lane["events"] = list(_event_rows(changes, first.repeat_key))
     if runs := _folded(run for change in changes for run in change.runs):
-        lane["runs"] = [run_row(run, _as_it_is) for run in runs]
+        lane["runs"] = runs
     if said is not None:
         lane["said"] = said
     return lane
@@ -316,13 +314,12 @@ def _sets(changes: Sequence[Change]) -> dict[str, Any]:
     return sets
 
 
-def _folded(runs: Iterable[Run]) -> list[Run]:
-    """The same runs, each once, as a statement may touch a row once: its begin with its end, and what comes after that is late."""
-    last: dict[str, Run] = {}
+def _folded(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """The rows of these runs, each once, as a statement may touch a row once: its begin with its end, and what comes after that is late."""
+    rows: dict[str, dict[str, Any]] = {}
     for run in runs:
-        begun = last.get(run.id)
-        if begun is None:
-            last[run.id] = run
-        elif begun.status == "running":
-            last[run.id] = evolve(begun, status=run.status, ended_at=run.ended_at, error=run.error)
-    return list(last.values())
+        row = run_row(run, _as_it_is)
+        begun = rows.setdefault(run.id, row)
+        if begun is not row and begun["status"] == "running":
+            begun |= {name: row[name] for name in ("status", "ended_at", "error")}
+    return [*rows.values()]
