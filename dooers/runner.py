@@ -17,8 +17,6 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from attrs import evolve
-
 from dooers.admission import Admission
 from dooers.analytics import Collector
 from dooers.brokers import Broker
@@ -139,9 +137,6 @@ class Runner:
 
     def submit(self, change: Change) -> asyncio.Future[Change]:
         """Store a Change and publish it the moment it is durable. In order of the calls."""
-        if change.runs:  # a run says whose it is, so that others see to it when this process dies
-            runs = tuple(evolve(run, process_id=self._process_id) for run in change.runs)
-            change = evolve(change, runs=runs)
         future = applied(self._store, change)
         future.add_done_callback(self._publish)
         return future
@@ -210,7 +205,15 @@ class Runner:
         """Store a message and take its place in the thread's queue; `accept` decides what becomes of its turn. See `Admission.open`."""
         return await self._admission.open(message, accept, known)
 
-    def _steps(self, turn: Turn) -> Steps:
+    def _steps(self, stored: Change) -> Steps:
+        event = stored.events[0]
+        turn = Turn(
+            thread=stored.thread,
+            event_id=event.id,
+            seq=event.seq,
+            assistant_name=self._config.assistant_name,
+            process_id=self._process_id,  # a run says whose it is, so that others see to it when this process dies
+        )
         return Steps(turn, self.submit, self.sure, self._relay, self._clock, self._config.pipeline_depth)
 
     def _at_work(self, event_id: str) -> TurnStatus | None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from math import inf
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -181,7 +182,7 @@ class Session:
 
     def _proof_left(self) -> float | None:
         """Seconds until the identity's proof ends; None where it does not."""
-        expires_at = None if self.identity is None else self.identity.expires_at
+        expires_at = None if self._access is None else self._access.identity.expires_at
         return None if expires_at is None else (expires_at - self._clock.now()).total_seconds()
 
     def _watch_idle(self) -> None:
@@ -305,19 +306,21 @@ class Session:
                 self.over.set_result(None)
 
     async def _read(self) -> None:
+        me = asyncio.current_task()
         with anyio.CancelScope(deadline=anyio.current_time() + self._config.connect_timeout) as waiting:
             while True:
                 message = await self.socket.receive()
-                if message["type"] == "websocket.disconnect":
+                kind = message["type"]
+                if kind == "websocket.disconnect":
                     self._close_code = None
                     return
                 # Once it is to close, nothing is taken any more: a refused client cannot slip anything in.
-                if message["type"] == "websocket.receive" and self._close_code is None:
-                    self.answering = asyncio.current_task()
+                if kind == "websocket.receive" and self._close_code is None:
+                    self.answering = me
                     await self._take(message.get("text"), len(message.get("bytes") or b""))
                     self.answering = None
-                if self.identity is not None:
-                    waiting.deadline = float("inf")
+                if self._access is not None and waiting.deadline != inf:
+                    waiting.deadline = inf
         # Only an identity that was never given runs into the deadline.
         self.close(NO_CONNECT)
         await anyio.sleep_forever()
