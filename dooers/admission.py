@@ -41,7 +41,7 @@ class Admission:
         broker: Broker,
         clock: Clock,
         lanes: Lanes,
-        submit: Callable[[Change], asyncio.Future[Change]],
+        submit: Callable[[Change, Callable[[asyncio.Future[Change]], None]], asyncio.Future[Change]],
         steps: Callable[[Change], Steps],
         at_work: Callable[[str], TurnStatus | None],
         replace: Callable[[OpenTurn], object],
@@ -115,9 +115,7 @@ class Admission:
                 if not opened.done():
                     opened.set_result(turn)
 
-        submitted = self._submit(change)
-        self.opening.add(submitted)
-        submitted.add_done_callback(stored)
+        self.opening.add(self._submit(change, stored))
         turn = await opened
         if turn.repeated:
             await self._take_up(turn, scope, order)

@@ -135,10 +135,20 @@ class Runner:
 
     # ------------------------------------------------------------ storing and telling
 
-    def submit(self, change: Change) -> asyncio.Future[Change]:
-        """Store a Change and publish it the moment it is durable. In order of the calls."""
+    def submit(
+        self, change: Change, then: Callable[[asyncio.Future[Change]], None] | None = None
+    ) -> asyncio.Future[Change]:
+        """Store a Change and publish it the moment it is durable, whatever `then` is to be done. In order of the calls."""
         future = applied(self._store, change)
-        future.add_done_callback(self._publish)
+
+        def stored(_: asyncio.Future[Change]) -> None:
+            try:
+                self._publish(future)
+            finally:
+                if then is not None:
+                    then(future)
+
+        future.add_done_callback(stored)
         return future
 
     async def commit(self, change: Change) -> Change:

@@ -147,7 +147,7 @@ class Steps:
     something in the thread to see of it."""
 
     turn: Turn
-    _submit: Callable[[Change], asyncio.Future[Change]]
+    _submit: Callable[[Change, Callable[[asyncio.Future[Change]], None]], asyncio.Future[Change]]
     # Waits where others may have taken this process for dead, and closed the run of this turn.
     _sure: Callable[[], Awaitable[None]]
     _teller: Teller
@@ -167,7 +167,7 @@ class Steps:
     _moved: asyncio.Event = field(init=False, default=Factory(asyncio.Event))
 
     async def wanted(self) -> None:
-        """Return when whoever follows the turn wants its next event; raises what an earlier one failed with."""
+        """Return when whoever follows the turn wants its next event, at once if nobody does; raises what an earlier one failed with."""
         if self.sink is not None:
             await self.sink.wanted(self.taken)
             if self._failure is not None:
@@ -193,12 +193,10 @@ class Steps:
         self.taken += 1
         if change is not None and (change.events or change.runs):
             self.traced = True
-        future = None if change is None else self._submit(change)
+        future = None if change is None else self._submit(change, self._land)
         self._flight.append((event, change, future))
         if future is None:
             self._land()
-        else:
-            future.add_done_callback(self._land)
 
     # ------------------------------------------------------------ a stream of text
 
