@@ -46,9 +46,6 @@ waited_threads: ContextVar[frozenset[str]] = ContextVar("dooers_waited_threads",
 STOPPING = 0.8
 
 
-async def _at_once() -> None: ...
-
-
 class Runner:
     """Runs turns, and owns their tasks."""
 
@@ -79,7 +76,7 @@ class Runner:
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
         self._locks = Locks(broker)
         # Waits where this process may have been taken for dead. The pulse sets it.
-        self.sure: Callable[[], Awaitable[None]] = _at_once
+        self.sure: Callable[[], Awaitable[None] | None] = lambda: None
         self._deaf = Deaf(self._stage, self._ended)
         self._admission = Admission(
             config,

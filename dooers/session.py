@@ -122,7 +122,7 @@ class Session:
         self._bytes = 0
         self._held: list[str] | None = None
         self._without: dict[str, None] = {}  # a set in the order of arrival
-        self._wake = asyncio.Event()
+        self._asleep: asyncio.Future[None] | None = None  # the writer, while there is nothing to send
         self._close_code: int | None = None
         self._tasks: TaskGroup | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -271,13 +271,19 @@ class Session:
             return
         self._outbox.append(text)
         self._bytes += len(text)
-        self._wake.set()
+        if self._asleep is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        asleep, self._asleep = self._asleep, None
+        if asleep is not None and not asleep.done():
+            asleep.set_result(None)
 
     def close(self, code: int) -> None:
         """End the session once what is queued is sent, or after a few seconds."""
         if self._close_code is None:
             self._close_code = code
-            self._wake.set()
+            self._wake()
             # The writer ends the session when all is sent; a peer that takes nothing must not keep it.
             if self._tasks is not None:
                 asyncio.get_running_loop().call_later(CLOSE_WAIT, self._tasks.cancel_scope.cancel)
@@ -389,9 +395,8 @@ class Session:
                     await self.socket.send({"type": "websocket.send", "text": text})
                     self._counts.frames_out += 1
                 if self._close_code is None:
-                    self._wake.clear()
-                    if not self._outbox:
-                        await self._wake.wait()
+                    self._asleep = asyncio.get_running_loop().create_future()
+                    await self._asleep
         except Exception as error:  # every server has its own way to say that the peer is gone
             log.debug("a peer is gone: %r", error)
             self._close_code = None

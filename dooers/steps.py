@@ -148,8 +148,8 @@ class Steps:
 
     turn: Turn
     _submit: Callable[[Change, Callable[[asyncio.Future[Change]], None]], asyncio.Future[Change]]
-    # Waits where others may have taken this process for dead, and closed the run of this turn.
-    _sure: Callable[[], Awaitable[None]]
+    # Something to wait for where others may have taken this process for dead, and closed the run of this turn.
+    _sure: Callable[[], Awaitable[None] | None]
     _teller: Teller
     _clock: Clock
     _depth: int
@@ -181,7 +181,8 @@ class Steps:
             return
         while len(self._flight) >= self._depth and self._failure is None:
             await self._move()
-        await self._sure()
+        if (doubt := self._sure()) is not None:
+            await doubt
         if self._failure is not None:
             raise self._failure
         if self.sealed:
@@ -220,7 +221,8 @@ class Steps:
                 if self._stopped:
                     raise  # its complaint of being stopped; the handler has nothing to mend
                 raise SourceFailed(error) from error
-            await self._sure()
+            if (doubt := self._sure()) is not None:
+                await doubt
             self._go_on()
             whole = True
         finally:
@@ -286,7 +288,8 @@ class Steps:
         """Return when nothing is on its way any more, whatever became of it."""
         while self._flight:
             await self._move()
-        await self._sure()
+        if (doubt := self._sure()) is not None:
+            await doubt
 
     def _note_runs(self, change: Change | None, known: bool) -> None:
         for run in () if change is None else change.runs:
