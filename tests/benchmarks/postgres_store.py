@@ -1,4 +1,5 @@
-"""What a turn costs in PostgreSQL: its Changes through the store, and the very same statements on a bare asyncpg pool beside them.
+"""What a turn costs in PostgreSQL: its Changes through the store, and the same on a bare asyncpg pool beside them, a statement a turn
+and step. With many turns at once the store needs fewer, as they share them.
 
 Run it by hand: `python tests/benchmarks/postgres_store.py` (DOOERS_TEST_POSTGRES_URL for a server of your own). Rounds are
 interleaved, so the ratios mean something on any machine; the absolute numbers are this machine's. Not a test: nothing here passes
