@@ -135,7 +135,7 @@ class PostgresStore:
                 if chosen:
                     answers = await self._tried(line, chosen, partial(self._write_all, line, chosen, beside))
             except (Exception, asyncio.CancelledError) as error:
-                if transient(error):
+                if transient(error) or isinstance(error, asyncpg.QueryCanceledError):  # they have waited long enough
                     answers = [[store_error(error) for _ in group.changes] for group in chosen]
             answer_of = dict(zip(chosen, answers, strict=False))
             return [answer_of.get(group) for group in groups]

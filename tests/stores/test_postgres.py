@@ -941,6 +941,20 @@ async def test_a_change_that_waits_too_long_for_its_thread_fails_and_is_not_writ
         assert texts(await store.events(EventQuery(thread_id=thread.id))) == ["one", "two"]
 
 
+async def test_many_threads_that_wait_too_long_fail_together_and_are_not_written_later(
+    postgres: Address, postgres_config: WorkerConfig
+) -> None:
+    async with opened_store(evolve(postgres_config, database_timeout=0.5)) as store:
+        threads = [a_thread() for _ in range(40)]
+        before = store.tally.commits
+        async with postgres.session(postgres_config.database_name) as other, other.transaction():
+            await other.execute("LOCK worker_events IN SHARE MODE")
+            writing = [store.apply(opening(one, an_event(one))) for one in threads]
+            outcomes = await asyncio.gather(*writing, return_exceptions=True)
+        assert {str(one) for one in outcomes} == {"the database did not do it (QueryCanceledError)"}
+        assert (await store.count_threads({}), store.tally.commits) == (0, before)
+
+
 async def write_for_a_while(store: PostgresStore, thread: Thread, until: asyncio.Event) -> list[str]:
     """The ids of all events that were acknowledged; every one was tried once."""
     acknowledged: list[str] = []
