@@ -327,8 +327,8 @@ class PostgresBroker:
 
     # ------------------------------------------------------------ keys, and who is there
 
-    async def lock(self, key: str) -> None:
-        await self._keys.lock(key)
+    async def lock(self, key: str) -> float:
+        return await self._keys.lock(key)
 
     def unlock(self, key: str) -> None:
         self._keys.unlock(key)

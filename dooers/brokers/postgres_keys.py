@@ -72,10 +72,11 @@ class AdvisoryKeys:
         self._freed: dict[str, asyncio.Event] = {}
         # How long somebody has waited for a key without a word from who holds it.
         self._silent: dict[str, float] = {}
-        self._held: set[str] = set()
+        # Since when each is ours without a gap, in the time of the loop.
+        self._held: dict[str, float] = {}
         self._wanted: set[str] = set()
-        # Keys that are ours though no turn has them, the one that was not needed for the longest time first.
-        self._kept: dict[str, None] = {}
+        # Keys that are ours though no turn has them, the one that was not needed for the longest time first; and since when, too.
+        self._kept: dict[str, float] = {}
         # When the last question was asked that was answered, in the time of the loop.
         self._asked_at = -inf
         self._locks = KeyLocks()
@@ -83,29 +84,30 @@ class AdvisoryKeys:
         self._asked: list[tuple[bool, str, asyncio.Future[bool]]] = []
         self._asking = False
 
-    async def lock(self, key: str) -> None:
+    async def lock(self, key: str) -> float:
         await self._locks.acquire(key)
         try:
-            if not await self._has_kept(key):
+            since = await self._kept_since(key)
+            if since is None:
                 await self._take(key)
+                since = asyncio.get_running_loop().time()
         except BaseException:
             self._locks.release(key)
             raise
-        self._held.add(key)
+        self._held[key] = since
+        return since
 
-    async def _has_kept(self, key: str) -> bool:
-        """Whether a key was kept, and is ours beyond doubt. It is not kept any more.
+    async def _kept_since(self, key: str) -> float | None:
+        """Since when a key is ours that was kept; None where that is not beyond doubt. It is not kept any more.
 
         Who wants a key says so, and takes it from us only after `patience` seconds. What was said before a question is heard before
         its answer. So if one was asked and answered since, nobody has taken the key from us while we stood still.
         """
-        if key not in self._kept:
-            return False
-        del self._kept[key]
-        if asyncio.get_running_loop().time() - self._asked_at < self._patience:
-            return True
+        since = self._kept.pop(key, None)
+        if since is None or asyncio.get_running_loop().time() - self._asked_at < self._patience:
+            return since
         await self._free(key, wanted=False)
-        return False
+        return None
 
     def answered(self, asked_at: float) -> None:
         """The server has answered what it was asked at this time."""
@@ -153,14 +155,14 @@ class AdvisoryKeys:
             self._spawn(self._free(key, wanted=True))
 
     def unlock(self, key: str) -> None:
-        if key not in self._held:
+        since = self._held.pop(key, None)
+        if since is None:
             return
-        self._held.discard(key)
         if key in self._wanted:
             self._wanted.discard(key)
             self._spawn(self._pass_on(key, wanted=True))
             return
-        self._kept[key] = None
+        self._kept[key] = since
         self._locks.release(key)
         if len(self._kept) > KEPT:
             self._let_go(next(iter(self._kept)))
@@ -239,7 +241,7 @@ class AdvisoryKeys:
 
     async def take_back(self) -> None:
         """The server let go of our keys as the connection ended. Take them again, before somebody else does."""
-        self._wanted |= self._held  # who asked for them meanwhile was not heard
+        self._wanted |= self._held.keys()  # who asked for them meanwhile was not heard
         for key in list(self._held):
             # Whoever reconnects waits here: lost again, there is nothing to wait for, and the next connection takes them back.
             with suppress(Exception):
@@ -248,6 +250,8 @@ class AdvisoryKeys:
                         log.warning("thread %s is being answered by two processes: the broker was away", key)
                 elif key not in self._held:  # let go of while it was asked for
                     await self._free(key, wanted=True)
+                else:
+                    self._held[key] = asyncio.get_running_loop().time()
         for freed in self._freed.values():  # who waits for a key looks, and asks for it, again
             freed.set()
 

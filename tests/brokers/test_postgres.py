@@ -371,6 +371,20 @@ async def test_keys_are_kept_within_bounds_and_the_one_that_was_not_needed_for_t
         assert list(broker._keys._kept) == ["a", "c"]
 
 
+async def test_a_key_says_since_when_nobody_else_can_have_held_it(postgres_config: WorkerConfig) -> None:
+    async with opened(postgres_config, postgres_config) as (one, other):
+        began = await one.broker.lock("k")
+        one.broker.unlock("k")
+        assert await one.broker.lock("k") == began
+        one.broker.unlock("k")
+        await other.broker.lock("k")
+        other.broker.unlock("k")
+        again = await one.broker.lock("k")
+        assert began is not None
+        assert again is not None
+        assert again > began
+
+
 async def test_a_kept_key_is_asked_for_again_after_a_time_in_which_it_may_have_been_taken(
     postgres: Address, postgres_config: WorkerConfig
 ) -> None:
@@ -383,7 +397,7 @@ async def test_a_kept_key_is_asked_for_again_after_a_time_in_which_it_may_have_b
         with asked(one) as sent:
             await broker.lock("k")
         assert sent
-        broker._keys._kept["gone"] = None  # its connection was ended meanwhile, and this process has not seen it yet
+        broker._keys._kept["gone"] = 0.0  # its connection was ended meanwhile, and this process has not seen it yet
         broker._keys._asked_at -= postgres_config.run_timeout
         async with postgres.session(postgres_config.database_name) as other:
             await other.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", broker._keys._name("gone"))
