@@ -457,8 +457,19 @@ def test_stored_parts_come_back_as_they_were_written(content: list[Any]) -> None
 
 @pytest.mark.parametrize(
     "value",
-    [None, 5, "text", {"type": "text", "text": "x"}, ["x", 5], [{}], [{"type": "text"}], [{"type": "text", "text": 5}]]
-    + [[{"type": ["text"], "text": "x"}], [{"type": "video"}], ["a text", {"type": "text", "text": "x", "more": 1}]],
+    [
+        None,
+        5,
+        "text",
+        {"type": "text", "text": "x"},
+        ["x", 5],
+        [{}],
+        [{"type": "text"}],
+        [{"type": "text", "text": 5}],
+        [{"type": ["text"], "text": "x"}],
+        [{"type": "video"}],
+        ["a text", {"type": "text", "text": "x", "more": 1}],
+    ],
 )
 def test_stored_parts_that_look_otherwise_are_read_strictly(value: Any) -> None:
     def told(read: Any) -> Any:
