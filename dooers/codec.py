@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
+from functools import lru_cache
 from types import NoneType
 from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 from uuid import UUID
@@ -34,6 +35,8 @@ __all__ = [
     "plain",
     "plain_parts",
     "plain_user",
+    "stored_parts",
+    "stored_user",
     "structure",
     "user",
 ]
@@ -384,3 +387,32 @@ def plain_user(person: User) -> dict[str, Any]:
 def user(value: Mapping[str, Any]) -> User:
     """The person that `plain_user` wrote."""
     return User(**{**value, "identity_ids": tuple(value.get("identity_ids", ()))})
+
+
+def stored_parts(text: str) -> list[ContentPart]:
+    """Content parts from the text of what `plain_parts` made of them. They were read strictly when they came in, so what is plainly
+    text is only put together; everything else is read strictly again."""
+    values = loads(text)
+    made: list[ContentPart] = []
+    try:
+        for one in values:
+            if one["type"] != "text" or type(one["text"]) is not str:
+                return parts(values)
+            made.append(TextPart(one["text"]))
+    except (TypeError, KeyError):
+        return parts(values)
+    return made
+
+
+def stored_user(text: str) -> User:
+    """The person from the text of what `plain_user` wrote. The same few people write all of a thread, so they are remembered."""
+    return _known_user(text) if len(text) <= _USUAL_USER else user(loads(text))
+
+
+# What is remembered stays below a megabyte, whatever names people give themselves.
+_USUAL_USER = 1000
+
+
+@lru_cache(maxsize=512)
+def _known_user(text: str) -> User:
+    return user(loads(text))

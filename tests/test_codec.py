@@ -21,7 +21,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dooers.codec import clean, dumps, fault, loads, part, parts, plain, plain_parts, plain_user, structure, user
+from dooers.codec import (
+    clean,
+    dumps,
+    fault,
+    loads,
+    part,
+    parts,
+    plain,
+    plain_parts,
+    plain_user,
+    stored_parts,
+    stored_user,
+    structure,
+    user,
+)
 from dooers.exceptions import InvalidValueError, ProtocolError
 from dooers.models import DocumentPart, ImagePart, TextPart, User
 from dooers.schema import Secret
@@ -426,3 +440,48 @@ def test_a_person_comes_back_as_they_were_written() -> None:
     assert user(plain_user(person)) == person
     assert user(loads(dumps(plain_user(person)))) == person
     assert user({"user_id": "u"}) == User("u")
+
+
+STORED = st.one_of(
+    st.builds(TextPart, st.text().map(clean)),
+    st.builds(ImagePart, st.text().map(clean), width=st.none() | st.integers(0, 9999)),
+    st.builds(DocumentPart, st.just("https://example.com/a.pdf"), st.just("a.pdf"), st.just("application/pdf")),
+)
+
+
+@FAST
+@given(st.lists(STORED, max_size=4))
+def test_stored_parts_come_back_as_they_were_written(content: list[Any]) -> None:
+    assert stored_parts(dumps(plain_parts(content))) == content
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        5,
+        "text",
+        {"type": "text", "text": "x"},
+        ["x", 5],
+        [{}],
+        [{"type": "text"}],
+        [{"type": "text", "text": 5}],
+        [{"type": ["text"], "text": "x"}],
+        [{"type": "video"}],
+        ["a text", {"type": "text", "text": "x", "more": 1}],
+    ],
+)
+def test_stored_parts_that_look_otherwise_are_read_strictly(value: Any) -> None:
+    def told(read: Any) -> Any:
+        try:
+            return read()
+        except InvalidValueError as error:
+            return str(error)
+
+    assert told(lambda: stored_parts(dumps(value))) == told(lambda: parts(value))
+
+
+def test_a_stored_person_comes_back_as_they_were_written_however_much_there_is_of_them() -> None:
+    for person in (User("u", "n", "e", "r", ("a", "b"), "s", "o", "w"), User("u", "n" * 2000)):
+        text = dumps(plain_user(person))
+        assert stored_user(text) == stored_user(text) == person

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from attrs import frozen
 
@@ -25,6 +25,7 @@ __all__ = [
     "Reader",
     "Schema",
     "Store",
+    "View",
     "answered",
     "applied",
     "at_once",
@@ -32,6 +33,7 @@ __all__ = [
     "nowhere",
     "open_store",
     "outcome_of",
+    "running_in",
     "snapshot_of",
     "store_error",
 ]
@@ -184,13 +186,21 @@ class Store(Protocol):
         ...
 
 
-class Reader(Protocol):
-    """The reads a snapshot is made of, inside one transaction."""
+# A thread, events of it, and its running runs.
+View: TypeAlias = tuple[Thread, list[ThreadEvent], list[Run]]
 
-    async def thread(self, thread_id: str) -> Thread | None: ...
+
+class Reader(Protocol):
+    """The reads a snapshot is made of. Only a `view` has to be of one instant: what has a number never gets another one."""
+
+    async def view(self, query: EventQuery) -> View | None: ...
     async def events(self, query: EventQuery) -> list[ThreadEvent]: ...
-    async def runs(self, query: RunQuery) -> list[Run]: ...
     async def seq_of(self, thread_id: str, event_id: str) -> int | None: ...
+
+
+def running_in(thread_id: str) -> RunQuery:
+    """The runs that a view holds."""
+    return RunQuery(equal={"thread_id": thread_id, "status": "running"}, limit=100, oldest_first=True)
 
 
 def at_once(work: Coroutine[Any, Any, T]) -> T:
@@ -212,25 +222,22 @@ async def snapshot_of(
     it (whoever asks pages on from there). `at_least_page` is for clients that replace their view with each snapshot: they
     get the newest page or everything after the event, whichever is more.
     """
-    thread = await reader.thread(thread_id)
-    if thread is None:
-        return None
-    runs = await reader.runs(
-        RunQuery(equal={"thread_id": thread_id, "status": "running"}, limit=100, oldest_first=True)
-    )
     after = await reader.seq_of(thread_id, after_event_id) if after_event_id is not None else None
-    newest = EventQuery(thread_id=thread_id, limit=PAGE)
-    if after is None:
-        events = await reader.events(newest)
-    elif not at_least_page:
-        events = await reader.events(EventQuery(thread_id=thread_id, after_seq=after, limit=GAP, oldest_first=True))
-    else:
-        events = await reader.events(newest)
-        if events and events[0].seq > after + 1:
-            events = await reader.events(EventQuery(thread_id=thread_id, after_seq=after))
-    first = events[0].seq if events else thread.last_seq + 1
-    before = await reader.events(EventQuery(thread_id=thread_id, before_seq=first, limit=1))
-    return Snapshot(thread=thread, events=events, runs=runs, has_more=bool(before))
+    paged = after is None or at_least_page
+    asked = EventQuery(thread_id=thread_id, limit=PAGE + 1)  # one more, to know whether there is more
+    if not paged:
+        asked = EventQuery(thread_id=thread_id, after_seq=after, limit=GAP, oldest_first=True)
+    view = await reader.view(asked)
+    if view is None:
+        return None
+    thread, events, runs = view
+    more = not paged or len(events) > PAGE
+    if paged:
+        events = events[-PAGE:]
+    if paged and after is not None and events and events[0].seq > after + 1:
+        gap = EventQuery(thread_id=thread_id, after_seq=after, before_seq=events[0].seq)
+        events, more = [*await reader.events(gap), *events], True
+    return Snapshot(thread=thread, events=events, runs=runs, has_more=more)
 
 
 class answered:

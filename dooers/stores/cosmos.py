@@ -31,7 +31,7 @@ from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, StoreError
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
 from dooers.stats import Tally
-from dooers.stores import COUNTED, Schema, snapshot_of
+from dooers.stores import COUNTED, Schema, View, running_in, snapshot_of
 from dooers.stores.cosmos_beats import Beats
 from dooers.stores.cosmos_container import BATCH, READ_AGAIN, Conflict, Container, Operation, priced
 from dooers.stores.cosmos_documents import (
@@ -328,8 +328,9 @@ class _Reader:
     def __init__(self, store: CosmosStore, document: dict[str, Any], thread: Thread) -> None:
         self._store, self._document, self._thread = store, document, thread
 
-    async def thread(self, thread_id: str) -> Thread | None:
-        return self._thread
+    async def view(self, query: EventQuery) -> View:
+        events, runs = await asyncio.gather(self.events(query), self.runs(running_in(query.thread_id)))
+        return self._thread, events, runs
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
         return _events(query, await self._store._query(list_events(query, self._thread.last_seq)))

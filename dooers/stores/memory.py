@@ -25,7 +25,7 @@ from dooers.models import (
     ThreadQuery,
 )
 from dooers.stats import Tally
-from dooers.stores import COUNTED, IN_MEMORY, Schema, nowhere, snapshot_of
+from dooers.stores import COUNTED, IN_MEMORY, Schema, View, nowhere, running_in, snapshot_of
 from dooers.stores.sql import check_filter
 from dooers.stores.titles import is_in, pattern_of
 from dooers.turn import at_work
@@ -234,6 +234,12 @@ class _Reader:
 
     async def thread(self, thread_id: str) -> Thread | None:
         return self._store._threads.get(thread_id)
+
+    async def view(self, query: EventQuery) -> View | None:
+        thread = await self.thread(query.thread_id)
+        if thread is None:
+            return None
+        return thread, await self.events(query), await self.runs(running_in(thread.id))
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
         rows = _equal("events", self._store._events.get(query.thread_id, {}).values(), query.equal)

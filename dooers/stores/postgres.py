@@ -32,7 +32,7 @@ from dooers.models import (
     User,
 )
 from dooers.stats import Tally
-from dooers.stores import COUNTED, Schema, nowhere, snapshot_of, store_error
+from dooers.stores import COUNTED, Schema, View, nowhere, running_in, snapshot_of, store_error
 from dooers.stores.postgres_connection import Line, Patience, Pool, interrupted, transient
 from dooers.stores.postgres_schema import look_into, prepare
 from dooers.stores.postgres_writers import Group, Outcomes, Writers
@@ -295,10 +295,8 @@ class PostgresStore:
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False
     ) -> Snapshot | None:
         async def work(line: Line) -> Snapshot | None:
-            # All reads of one instant.
-            async with (await line.raw()).transaction(isolation="repeatable_read", readonly=True):
-                reader = _Reader(line, self._sql)
-                return await snapshot_of(reader, thread_id, after_event_id=after_event_id, at_least_page=at_least_page)
+            reader = _Reader(line, self._sql)
+            return await snapshot_of(reader, thread_id, after_event_id=after_event_id, at_least_page=at_least_page)
 
         return await self._pool.read(work)
 
@@ -384,9 +382,13 @@ class _Reader:
     def __init__(self, line: Line, sql: PostgresStatements) -> None:
         self._line, self._sql = line, sql
 
-    async def thread(self, thread_id: str) -> Thread | None:
-        rows = await self._line.fetch(self._sql.thread(thread_id))
-        return thread_of(rows[0]) if rows else None
+    async def view(self, query: EventQuery) -> View | None:
+        rows = await self._line.fetch(self._sql.view(query, running_in(query.thread_id)))
+        heads = [row for row in rows if row["thread"] is not None]
+        if not heads:
+            return None
+        events = sorted([event_of(row) for row in rows if row["thread"] is None], key=lambda event: event.seq)
+        return thread_of(heads[0]["thread"]), events, [run_of(run) for run in heads[0]["runs"]]
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
         rows = [event_of(row) for row in await self._line.fetch(self._sql.list_events(query))]

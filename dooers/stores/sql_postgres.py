@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from dooers.access import visible
 from dooers.codec import dumps, plain_parts, plain_user
-from dooers.models import Change, Run, Thread
+from dooers.models import Change, EventQuery, Run, RunQuery, Thread
 from dooers.stores.rows import EVENT_COLUMNS, RUN_COLUMNS, THREAD_COLUMNS, run_row
 from dooers.stores.sql import Statement, Statements, in_scope, scope_values
 from dooers.turn import begins, ends
@@ -89,6 +89,20 @@ class PostgresStatements(Statements):
 
     def events_by_id(self, event_ids: list[str]) -> Statement:
         return f"SELECT {EVENT_COLUMNS} FROM {self.events} WHERE id = ANY(:ids)", {"ids": event_ids}
+
+    def view(self, query: EventQuery, runs: RunQuery) -> Statement:
+        """Events, and beside them one row with their thread and its runs: what one statement reads is of one instant, without a
+        transaction around it."""
+        text, values = self.list_events(query)
+        running, more = self.list_runs(runs)
+        running = running.replace(":limit", ":most_runs")
+        nothing = ", ".join(f"NULL AS {name}" for name in EVENT_COLUMNS.split(", "))
+        return (
+            f"SELECT {nothing}, ROW({THREAD_COLUMNS}) AS thread, "
+            f"ARRAY(SELECT ROW({RUN_COLUMNS}) FROM ({running}) AS r) AS runs FROM {self.threads} WHERE id = :thread_id "
+            f"UNION ALL SELECT e.*, NULL, NULL FROM ({text}) AS e",
+            {**values, "most_runs": more["limit"]},
+        )
 
     def put_settings(self, worker_id: str, values: Iterable[tuple[str, Any]], at: datetime) -> Statement:
         """Set several fields in one statement; sorted, so that two writers lock their rows in one order."""

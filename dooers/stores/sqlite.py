@@ -40,7 +40,7 @@ from dooers.models import (
     ThreadQuery,
 )
 from dooers.stats import Tally
-from dooers.stores import COUNTED, IN_MEMORY, Schema, at_once, nowhere, snapshot_of, store_error
+from dooers.stores import COUNTED, IN_MEMORY, Schema, View, at_once, nowhere, running_in, snapshot_of, store_error
 from dooers.stores.rows import event_of, moment, run_of, thread_of
 from dooers.stores.sql import SqliteStatements, Statement
 from dooers.stores.sqlite_connection import begin, connect, hop, hop_to_end, in_time, look_often
@@ -378,6 +378,12 @@ class _Reader:
     async def thread(self, thread_id: str) -> Thread | None:
         row = _one(self._connection, self._sql.thread(thread_id))
         return None if row is None else thread_of(row)
+
+    async def view(self, query: EventQuery) -> View | None:
+        thread = await self.thread(query.thread_id)
+        if thread is None:
+            return None
+        return thread, await self.events(query), await self.runs(running_in(thread.id))
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
         rows = [event_of(row) for row in _all(self._connection, self._sql.list_events(query))]

@@ -21,7 +21,7 @@ from plenty import BIG, LONG, POSTGRES, SMALL, SQLITE, START, Plenty, numbered
 from services.postgres import Address
 
 from dooers.models import Change, EventQuery, RunQuery, Scope, Thread, ThreadQuery
-from dooers.stores import COUNTED
+from dooers.stores import COUNTED, running_in
 from dooers.stores.postgres_connection import _numbered
 from dooers.stores.postgres_schema import prepare
 from dooers.stores.sql import SqliteStatements, Statement, Statements
@@ -135,6 +135,21 @@ SQLITE_WRITES = [
     Case("appending", lambda sql: sql.append(change(guard=SCOPE)), "threads_pkey"),
     Case("setting a title", lambda sql: sql.patch(KNOWN, change(patch={"title": "T"}, guard=SCOPE)), "threads_pkey"),
     Case("removing a thread", lambda sql: sql.remove_thread(KNOWN.id, None), "threads_pkey"),
+]
+# SQLite reads these one after the other, in a transaction.
+POSTGRES_READS = [
+    Case(
+        "a thread with its newest events and its runs",
+        lambda sql: sql.view(EventQuery(thread_id=LONG, limit=50), running_in(LONG)),
+        "threads_pkey|events_order|runs_running",
+        FEW + 1,
+    ),
+    Case(
+        "a thread with what follows an event, and its runs",
+        lambda sql: sql.view(EventQuery(thread_id=LONG, after_seq=4000, limit=50, oldest_first=True), running_in(LONG)),
+        "threads_pkey|events_order|runs_running",
+        FEW + 1,
+    ),
 ]
 # One text for all that appends: what it does not need for a thread it does not do.
 WRITTEN = "threads_pkey|runs_pkey|events_repeat"
@@ -293,7 +308,7 @@ def _check(case: Case, nodes: list[Node]) -> None:
 _NO_TABLE = {"CTE Scan", "Function Scan", "Subquery Scan"}
 
 
-@cases(READS, WRITES, POSTGRES_WRITES)
+@cases(READS, POSTGRES_READS, WRITES, POSTGRES_WRITES)
 def test_postgres_finds_by_an_index_sorts_nothing_and_looks_at_few_rows(
     postgres_plenty: Callable[..., list[Node]], case: Case
 ) -> None:
@@ -311,7 +326,7 @@ def test_postgres_finds_by_an_index_sorts_nothing_and_looks_at_few_rows(
     assert looked <= case.rows, nodes
 
 
-@cases(READS, WRITES, POSTGRES_WRITES)
+@cases(READS, POSTGRES_READS, WRITES, POSTGRES_WRITES)
 def test_postgres_does_so_too_by_the_plan_it_keeps_for_any_arguments(
     postgres_plenty: Callable[..., list[Node]], case: Case
 ) -> None:
