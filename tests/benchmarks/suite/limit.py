@@ -1,4 +1,4 @@
-"""What the worker is held against, in a process of its own: `python -m benchmarks.suite.limit KIND '{"database_type": ...}'`. It prints its port.
+"""What the worker is held against, in a process of its own, which prints its port: `python -m benchmarks.suite.limit KIND OPTIONS`.
 
 `turns` shows the frames of a turn and keeps its rows, every one committed before it is shown; `echo` sends back what comes; `loop` sends
 what comes to everybody. None of them is a chat server: who comes is believed, nothing is checked, limited, counted or read again.
@@ -67,7 +67,13 @@ class Ceiling:
         rows, new = [], thread_id is None
         if new:
             thread_id = str(uuid4())
-            self.threads[thread_id] = {"id": thread_id, "title": None, "owner": who, "created_at": at, "last_event_at": at}
+            self.threads[thread_id] = {
+                "id": thread_id,
+                "title": None,
+                "owner": who,
+                "created_at": at,
+                "last_event_at": at,
+            }
             self.readers[thread_id] = [send]
             rows.append(("thread", (thread_id, who["organization_id"], who["user_id"], None, at)))
         content = payload["event"]["content"]
@@ -100,7 +106,9 @@ class Ceiling:
             await self._tell(thread_id, "event.append", {"thread_id": thread_id, "events": [event]})
         if word == "four" or thread["title"] is None:
             thread["title"], at = message[:60], _now()
-            await self.keeper.write([("thread", (thread_id, who["organization_id"], who["user_id"], thread["title"], at))])
+            await self.keeper.write(
+                [("thread", (thread_id, who["organization_id"], who["user_id"], thread["title"], at))]
+            )
             await self._tell(thread_id, "thread.upsert", {"thread": thread})
         await self._run(thread_id, run_id, "succeeded")
 
@@ -151,7 +159,7 @@ async def loop(scope: Any, receive: Any, send: Any) -> None:
     _everybody.append(send)
     async for text in _texts(scope, receive, send):
         message = {"type": "websocket.send", "text": text}
-        for one in list(_everybody):
+        for one in _everybody:
             await one(message)
     _everybody.remove(send)
 

@@ -156,7 +156,9 @@ class PostgresKeeper:
             columns: list[list[Any]] = []
             for name, told in TABLES.items():
                 mine = [values for (table, _), values in rows.items() if table == name]
-                columns += [list(column) for column in zip(*mine, strict=True)] or [[] for _ in range(told.count(",") + 1)]
+                columns += [list(column) for column in zip(*mine, strict=True)] or [
+                    [] for _ in range(told.count(",") + 1)
+                ]
             await self._statement.fetch(*columns)
             _done([written for _, written in group])
 
