@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from attrs import field, frozen
@@ -117,14 +118,16 @@ class Access:
     scope: Scope
     policy: Policy
 
-    @property
+    @cached_property
     def sees_all(self) -> bool:
         """Whether every thread of the scope exists for them, without a look at it."""
         return self.policy.hook is None and self.policy.allows(self.identity, "thread.read")
 
     def sees(self, thread: Thread) -> bool:
         """Whether this thread exists for them."""
-        return visible(thread, self.scope) and self.policy.allows(self.identity, "thread.read", thread)
+        return visible(thread, self.scope) and (
+            self.sees_all or self.policy.allows(self.identity, "thread.read", thread)
+        )
 
     def seen(self, thread: Thread | None) -> Thread:
         """The thread, or NotFoundError, also for one that they may not read."""

@@ -9,18 +9,16 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-from attrs import evolve
-
 from dooers.access import check_may_own, scope_of, visible
 from dooers.brokers import Broker
 from dooers.config import TurnOrder, WorkerConfig
 from dooers.exceptions import ClosingError, NotFoundError, ThreadBusyError
 from dooers.lanes import Lanes, Ticket
-from dooers.models import Change, EventQuery, Scope, ThreadEvent
+from dooers.models import Change, EventQuery, Scope, ThreadEvent, evolve
 from dooers.openturn import Message, OpenTurn, TurnStatus
 from dooers.steps import Steps
 from dooers.stores import Store, answered, outcome_of
-from dooers.turn import Clock, Turn, opening
+from dooers.turn import Clock, opening
 
 __all__ = ["Admission"]
 
@@ -43,8 +41,8 @@ class Admission:
         broker: Broker,
         clock: Clock,
         lanes: Lanes,
-        submit: Callable[[Change], asyncio.Future[Change]],
-        steps: Callable[[Turn], Steps],
+        submit: Callable[[Change, Callable[[asyncio.Future[Change]], None]], asyncio.Future[Change]],
+        steps: Callable[[Change], Steps],
         at_work: Callable[[str], TurnStatus | None],
         replace: Callable[[OpenTurn], object],
         wait: Callable[[OpenTurn], None],
@@ -59,8 +57,8 @@ class Admission:
         self._at_work = at_work
         self._replace = replace
         self._wait = wait
-        # Messages on their way to the database.
-        self.opening: set[asyncio.Future[OpenTurn]] = set()
+        # Messages on their way to the database: whoever waits for one of these has its turn before it, if there is one.
+        self.opening: set[asyncio.Future[Change]] = set()
         # The worker closes: nothing new gets in.
         self.closing = False
 
@@ -94,10 +92,12 @@ class Admission:
             busy, ticket = error, self._lanes.beside(key)
             change = evolve(change, thread=evolve(change.thread, id=self._clock.new_id()), opens=False)
         loop = asyncio.get_running_loop()
+        # Cancelled with whoever waits here; the message goes its way all the same.
         opened: asyncio.Future[OpenTurn] = loop.create_future()
         came_at = loop.time()
 
         def stored(future: asyncio.Future[Change]) -> None:
+            self.opening.discard(future)
             try:
                 turn = self._opened(message, outcome_of(future), ticket, came_at)
                 if not turn.repeated:
@@ -108,15 +108,15 @@ class Admission:
                     known(turn)
             except BaseException as error:
                 ticket.leave()
-                opened.set_exception(busy if busy is not None and isinstance(error, NotFoundError) else error)
-                opened.exception()  # whoever waited may have gone: then nobody is left to hear of it, which is no error
+                if not opened.done():
+                    opened.set_exception(busy if busy is not None and isinstance(error, NotFoundError) else error)
+                    opened.exception()  # whoever waited may go in this moment: then nobody hears of it, which is no error
             else:
-                opened.set_result(turn)
+                if not opened.done():
+                    opened.set_result(turn)
 
-        self.opening.add(opened)
-        opened.add_done_callback(self.opening.discard)
-        self._submit(change).add_done_callback(stored)
-        turn = await asyncio.shield(opened)
+        self.opening.add(self._submit(change, stored))
+        turn = await opened
         if turn.repeated:
             await self._take_up(turn, scope, order)
             try:
@@ -177,12 +177,10 @@ class Admission:
     def _opened(self, message: Message, stored: Change, ticket: Ticket, came_at: float) -> OpenTurn:
         if stored.repeated:
             ticket.leave()
-        event = stored.events[0]
-        turn = Turn(thread=stored.thread, event_id=event.id, seq=event.seq, assistant_name=self._config.assistant_name)
         return OpenTurn(
             message=message,
-            steps=self._steps(turn),
-            event=event,
+            steps=self._steps(stored),
+            event=stored.events[0],
             created=stored.created,
             repeated=stored.repeated,
             ticket=ticket,

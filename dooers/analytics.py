@@ -132,14 +132,18 @@ class Collector:
 
     def observe(self, change: Change) -> None:
         """Take the automatic events of a Change that this process has stored."""
-        if self._enabled:
+        if self._enabled and self._is_heard(change):
             for payload in events_of(change):
                 # Only here: other processes hear of the Change, and make their own of it.
                 self._pass_on(payload, change.thread, here=True)
 
+    def _is_heard(self, change: Change) -> bool:
+        # Asked before a payload is made: nobody listens to most of them.
+        return self.webhook is not None or self._teller.is_followed("analytics", change.thread.worker_id)
+
     def show(self, change: Change) -> None:
         """Show live subscribers here the automatic events of a Change that another process stored, and delivers."""
-        if self._enabled:
+        if self._enabled and self._is_heard(change):
             for payload in events_of(change):
                 self._tell(payload, payload.out(), change.thread, here=True)
 

@@ -12,8 +12,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
-from starlette.types import ASGIApp
-from starlette.websockets import WebSocket
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketState
 
 from dooers.exceptions import ClosingError
 from dooers.playground import HEADERS, INDEX, Asset, assets
@@ -35,9 +35,6 @@ def make_app(
     With `about`, what the playground is told of its worker, the playground is at `/`.
     """
 
-    async def serve(websocket: WebSocket) -> None:
-        await handle(websocket)
-
     async def health(request: Request) -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
@@ -52,10 +49,51 @@ def make_app(
             return JSONResponse({"status": "unavailable"}, status_code=503)
         return JSONResponse({"status": "ok"})
 
-    routes: list[BaseRoute] = [WebSocketRoute("/ws", serve), Route("/health", health), Route("/ready", is_ready)]
+    routes: list[BaseRoute] = [
+        WebSocketRoute("/ws", _Door(handle)),
+        Route("/health", health),
+        Route("/ready", is_ready),
+    ]
     if about is not None:
         routes += _playground(about)
-    return Starlette(routes=routes, lifespan=lifespan)
+    return _Application(routes=routes, lifespan=lifespan)
+
+
+class _Application(Starlette):
+    """Starlette, which turns what a route raises into a page: of no use to a WebSocket, and a step more for each of its frames."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and not self.user_middleware:
+            scope["app"] = self
+            await self.router(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+class _Door:
+    """Where WebSockets come in. An application of its own, so that nothing stands between the server and the session."""
+
+    def __init__(self, handle: Callable[[Any], Awaitable[None]]) -> None:
+        self._handle = handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._handle(_Socket(scope, receive, send))
+
+
+class _Socket:
+    """As much of Starlette's WebSocket as a worker needs: without a look at each message, as the session knows what it may send."""
+
+    __slots__ = ("application_state", "receive", "scope", "send")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self.receive, self.send = scope, receive, send
+        self.application_state = WebSocketState.CONNECTING
+
+    async def accept(self) -> None:
+        """Let the client in, which has said until now only that it is there."""
+        await self.receive()
+        await self.send({"type": "websocket.accept"})
+        self.application_state = WebSocketState.CONNECTED
 
 
 def _playground(about: Callable[[], Asset]) -> list[Route]:

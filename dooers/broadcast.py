@@ -51,6 +51,7 @@ class Teller(Protocol):
     """Who brings news to people: this process's own fan-out, or the relay that tells other processes too."""
 
     def publish(self, change: Change) -> None: ...
+    def is_followed(self, topic: str, worker_id: str) -> bool: ...
     def tell_delta(self, thread: Thread, event: ThreadEvent, at: int, text: str) -> None: ...
     def tell_growing(self, thread: Thread, so_far: Callable[[], ThreadEvent | None]) -> None: ...
     def tell(
@@ -88,11 +89,13 @@ class _Feed:
         after = self.after
         return evolve(change, events=tuple(event for event in change.events if event.seq > after))
 
-    def has(self, change: Change) -> None:
-        """This session has been told of the change."""
+    def take(self, change: Change) -> Change:
+        """`newer`, of which this session has been told from here on."""
+        newer = self.newer(change)
         self.thread = change.thread
-        if change.events:
-            self.after = max(self.after or 0, change.events[-1].seq)
+        if newer.events:
+            self.after = newer.events[-1].seq
+        return newer
 
 
 class Broadcast:
@@ -146,8 +149,7 @@ class Broadcast:
             newer = feed.newer(change)
             if feed.lacks(newer):
                 lacking, newer = True, evolve(newer, events=())
-            self._tell_late(member, newer, "subscribers", "tenant")
-            feed.has(newer)
+            self._tell_late(member, feed.take(newer), "subscribers", "tenant")
             if change.removes:
                 self.unsubscribe(member, thread_id)
         return lacking
@@ -206,8 +208,13 @@ class Broadcast:
 
     def lacks(self, change: Change) -> bool:
         """Whether somebody here has not been told of an event that came before these."""
-        feeds = self._threads.get(change.thread.id, {}).values()
-        return any(feed.held is None and feed.lacks(change) for feed in feeds)
+        feeds = self._threads.get(change.thread.id) if change.events else None
+        if feeds is not None:
+            first = change.events[0].seq
+            for feed in feeds.values():  # a plain loop: they may be hundreds, and it is gone through for each event
+                if feed.after is not None and first > feed.after + 1 and feed.held is None:
+                    return True
+        return False
 
     def reached(self, thread_id: str) -> int | None:
         """The last event that everybody here has who follows a thread; None where nobody is known to have any."""
@@ -226,11 +233,11 @@ class Broadcast:
             if feed.held is None and feed.after is not None and feed.after >= after:
                 newer = feed.newer(change)
                 feed.thread, feed.after = change.thread, max(feed.after, upto)
-                if newer.events:
+                if newer.events and member.sees(change.thread):
                     groups.setdefault(newer.events[0].seq, (newer, []))[1].append(member)
         for newer, members in groups.values():
             for frame in frames_of(newer):
-                self._put(frame, members, newer)
+                self._put(frame, members)
 
     def drop(self, thread_id: str) -> None:
         """Close the sessions that follow a thread of which they cannot be told what they missed."""
@@ -258,36 +265,37 @@ class Broadcast:
 
     def publish(self, change: Change) -> None:
         """Tell of a stored Change everybody who may see it: each frame is made once, however many get it."""
-        feeds = self._threads.get(change.thread.id, {})
-        place = self._places.get(_place(change.thread), ())
-        if not feeds and not place:
+        thread = change.thread
+        feeds = self._threads.get(thread.id) or {}
+        if not feeds and _place(thread) not in self._places:
             return  # nobody is there, which is how most background work goes: make no frames for it
-        held = {member: feed.held for member, feed in feeds.items() if feed.held is not None}
-        for waiting in held.values():
-            waiting.append(change)
-        live = [member for member, feed in feeds.items() if member not in held and feed.newer(change) is change]
+        held: set[Member] = set()
+        live: list[Member] = []
         for member, feed in feeds.items():
-            if member not in held and (newer := feed.newer(change)) is not change:
+            if feed.held is not None:
+                feed.held.append(change)
+                held.add(member)
+                continue
+            newer = feed.take(change)
+            if newer is not change:
                 self._tell_late(member, newer, "subscribers")  # rare: its snapshot overtook this
-        for member, feed in feeds.items():
-            if member not in held:
-                feed.has(change)
+            elif member.sees(thread):
+                live.append(member)
         for frame in frames_of(change):
             if frame.audience == "tenant":
+                place = self._places.get(_place(thread), ())
                 # Who is reading a snapshot of this very thread hears of it afterwards: the snapshot may be the older news.
-                self._put(frame, [member for member in place if member not in held], change)
+                self._put(frame, [member for member in place if member not in held and member.sees(thread)])
             else:
-                self._put(frame, live, change)
+                self._put(frame, live)
         if change.removes:
-            for member in live:  # a removal has no events, so nobody has it already
-                self.unsubscribe(member, change.thread.id)
+            for member in list(feeds.keys() - held):  # a removal has no events, so nobody has it already
+                self.unsubscribe(member, thread.id)
 
-    def _put(self, frame: Frame, members: Iterable[Member], change: Change) -> None:
+    def _put(self, frame: Frame, members: Iterable[Member]) -> None:
         texts: dict[Dialect | None, str] = {}
         frame_id = self._clock.new_id()
         for member in members:
-            if not member.sees(change.thread):
-                continue
             variant = member.dialect if frame.thread is not None else None
             text = texts.get(variant)
             if text is None:

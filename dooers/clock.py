@@ -20,6 +20,24 @@ class SystemClock:
 
     def new_id(self) -> str:
         """A version 7 UUID (RFC 9562, section 5.7): 48 bits of milliseconds, 74 random bits. Sorted, so that indexes stay compact."""
-        number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-        digits = f"{number & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62:032x}"
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        at, some = f"{time.time_ns() // 1_000_000:012x}", _digits()
+        return f"{at[:8]}-{at[8:]}-7{some[:3]}-{_VARIANT[some[3]]}{some[4:7]}-{some[7:]}"
+
+
+# Of the first digit of the variant's field, two bits are given.
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+# Hexadecimal digits of random bits for this many ids are fetched ahead: to ask the system for each takes longer than the id, and lets
+# go of the interpreter, which under load is a while in coming back.
+AHEAD = 64
+_fetched: list[str] = []
+if hasattr(os, "register_at_fork"):  # where there is forking, a child must not give out the ids of its parent
+    os.register_at_fork(after_in_child=_fetched.clear)
+
+
+def _digits() -> str:
+    while True:
+        try:
+            return _fetched.pop()
+        except IndexError:  # asked for this way, as there may be other threads
+            some = os.urandom(10 * AHEAD).hex()
+            _fetched.extend(some[at : at + 19] for at in range(0, len(some), 20))

@@ -18,7 +18,6 @@ from dooers.config import WorkerConfig
 from dooers.context import WorkerAnalytics, WorkerIncoming, WorkerMemory, WorkerSettings
 from dooers.deadline import Deadline
 from dooers.exceptions import NotConfiguredError, SignatureError, StoreError, meant
-from dooers.inject import KeptValues, TurnValue, TypedSnapshot
 from dooers.injector import containers, providers
 from dooers.lanes import Lanes
 from dooers.models import Change, Identity
@@ -28,6 +27,7 @@ from dooers.relay import Relay
 from dooers.repository import Repository
 from dooers.runner import Runner
 from dooers.schema import SettingsSchema
+from dooers.scope import KeptValues, TurnValue, TypedSnapshot
 from dooers.send import WorkerSend
 from dooers.session import GOING_AWAY, Session
 from dooers.settings import TypedSettings

@@ -1,4 +1,7 @@
-"""What the content of a message may be: how much of it, and where its images and documents may point. Rules only, no storage."""
+"""What the content of a message may be: how much of it, and where its images and documents may point; and what a title may be.
+
+Rules only, no storage.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dooers.config import WorkerConfig
 from dooers.exceptions import InvalidValueError, TooLargeError, quoted
 from dooers.models import ContentPart, ImagePart, TextPart
 
-__all__ = ["check_content", "check_url"]
+__all__ = ["check_content", "check_url", "one_line"]
 
 # Other people's browsers will open these: `javascript:` must not pass, nor what a browser makes of "java\nscript:" by dropping
 # the line break. So: the schemes that are known, and no control characters anywhere.
@@ -40,3 +43,19 @@ def check_content(content: Sequence[ContentPart], limits: WorkerConfig, path: st
         check_url(part.url, f"{path}[{index}].url", image=isinstance(part, ImagePart))
         if part.url[:5].lower() == "data:" and len(part.url.encode(errors="surrogatepass")) > limits.max_data_url_bytes:
             raise TooLargeError(f"{path}[{index}].url: a data URL of at most {limits.max_data_url_bytes} bytes")
+
+
+# A line of a list, or what somebody looks for in one.
+MAX_LINE = 200
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+def one_line(text: str | None, path: str) -> str | None:
+    """A text of people as one line: without line breaks, control characters, and space around it. None where nothing is left.
+
+    TooLargeError for more than a title may have.
+    """
+    line = "" if text is None else _BREAKS.sub(" ", text).strip()
+    if len(line) > MAX_LINE:
+        raise TooLargeError(f"{path}: at most {MAX_LINE} characters, got {len(line)}")
+    return line or None

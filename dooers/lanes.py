@@ -19,12 +19,13 @@ __all__ = ["Lanes", "Ticket"]
 class Ticket:
     """A place in a thread's queue. Whoever holds one leaves it on every way out, also without ever having waited."""
 
-    __slots__ = ("_lanes", "_ready", "key")
+    __slots__ = ("_lanes", "_ready", "_waiting", "key")
 
     def __init__(self, lanes: Lanes, key: Hashable) -> None:
         self.key = key
         self._lanes: Lanes | None = lanes
-        self._ready = asyncio.Event()
+        self._ready = False
+        self._waiting: asyncio.Future[None] | None = None
 
     @property
     def in_line(self) -> bool:
@@ -32,8 +33,16 @@ class Ticket:
         return self._lanes is not None
 
     async def wait(self) -> None:
-        """Return when all who came before have left."""
-        await self._ready.wait()
+        """Return when all who came before have left. For one to wait, who may be cancelled."""
+        if not self._ready:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+
+    def admit(self) -> None:
+        """All who came before have left."""
+        self._ready = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def leave(self) -> None:
         """Free the place. Leaving twice is no harm."""
@@ -72,7 +81,7 @@ class Lanes:
         """A ticket that waits for nobody and that nobody waits for."""
         ticket = Ticket(self, key)
         ticket._lanes = None
-        ticket._ready.set()
+        ticket.admit()
         return ticket
 
     def join(self, key: Hashable) -> Ticket:
@@ -85,7 +94,7 @@ class Lanes:
         ticket = Ticket(self, key)
         if lane is None:
             self._lanes[key] = lane = deque()
-            ticket._ready.set()
+            ticket.admit()
         lane.append(ticket)
         return ticket
 
@@ -93,6 +102,6 @@ class Lanes:
         lane = self._lanes[ticket.key]
         lane.remove(ticket)
         if lane:
-            lane[0]._ready.set()
+            lane[0].admit()
         else:
             del self._lanes[ticket.key]

@@ -292,10 +292,15 @@ def event_out(event: ThreadEvent) -> dict[str, Any]:
     }
     if event.seq:  # one that is still being written has no number yet
         out["seq"] = event.seq
-    for name in ("run_id", "author", "data", "client_event_id"):
-        value = getattr(event, name)
-        if value is not None:
-            out[name] = value
+    # Written out, as this is done for each event that goes to anybody.
+    if event.run_id is not None:
+        out["run_id"] = event.run_id
+    if event.author is not None:
+        out["author"] = event.author
+    if event.data is not None:
+        out["data"] = event.data
+    if event.client_event_id is not None:
+        out["client_event_id"] = event.client_event_id
     if event.user is not None:
         out["user"] = plain_user(event.user)
         out["user_id"] = event.user.user_id
@@ -311,8 +316,14 @@ def appended(thread_id: str, events: Iterable[ThreadEvent]) -> dict[str, Any]:
 
 def run_out(run: Run) -> dict[str, Any]:
     """A run on the wire."""
-    names = ("id", "thread_id", "agent_id", "status", "started_at", "ended_at", "error")
-    return {name: value for name in names if (value := getattr(run, name)) is not None}
+    out: dict[str, Any] = {"id": run.id, "thread_id": run.thread_id, "status": run.status, "started_at": run.started_at}
+    if run.agent_id is not None:
+        out["agent_id"] = run.agent_id
+    if run.ended_at is not None:
+        out["ended_at"] = run.ended_at
+    if run.error is not None:
+        out["error"] = run.error
+    return out
 
 
 Audience: TypeAlias = Literal["tenant", "subscribers"]

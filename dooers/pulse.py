@@ -70,8 +70,14 @@ class Pulse:
         finally:
             self._be_sure(inf)  # nobody is to wait for a beat that does not come
 
-    async def sure(self) -> None:
-        """Return when others know that this process lives. One that stood still finds out first which of its runs they have closed."""
+    def sure(self) -> Awaitable[None] | None:
+        """What to wait for until others know that this process lives, None where they do: nearly always, and it is asked at each step.
+
+        One that stood still finds out first which of its runs they have closed.
+        """
+        return None if asyncio.get_running_loop().time() < self._sure_until else self._be_heard()
+
+    async def _be_heard(self) -> None:
         while asyncio.get_running_loop().time() >= self._sure_until:
             await self._again.wait()
 

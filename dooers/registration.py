@@ -17,9 +17,10 @@ from dooers.access import Authorize
 from dooers.config import TurnOrder, WorkerConfig
 from dooers.container import Worker, override, turn_values
 from dooers.exceptions import ConfigError, NotConfiguredError, SignatureError
-from dooers.inject import Compiler, InjectedHandler, KeptValues, Lifetime
+from dooers.inject import Compiler
 from dooers.routes.desk import Authenticate
 from dooers.schema import SettingsSchema
+from dooers.scope import InjectedHandler, KeptValues, Lifetime
 from dooers.settings import typed_settings
 
 __all__ = ["Registered", "Registration"]

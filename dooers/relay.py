@@ -98,6 +98,10 @@ class Relay:
         """A message that is being written, whole so far. Other processes put it together themselves."""
         self._broadcast.tell_growing(thread, so_far)
 
+    def is_followed(self, topic: str, worker_id: str) -> bool:
+        """Whether somebody in this process follows a topic."""
+        return self._broadcast.is_followed(topic, worker_id)
+
     def tell(
         self,
         topic: str,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 from dooers.codec import clean, parts, plain
+from dooers.content import one_line
 from dooers.context import WorkerSettings
 from dooers.exceptions import InvalidValueError, NotFoundError
 from dooers.models import (
@@ -26,7 +27,6 @@ from dooers.models import (
     ThreadQuery,
     User,
     check_id,
-    one_line,
 )
 from dooers.runner import Runner
 from dooers.stores import Store

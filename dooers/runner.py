@@ -17,8 +17,6 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from attrs import evolve
-
 from dooers.admission import Admission
 from dooers.analytics import Collector
 from dooers.brokers import Broker
@@ -46,9 +44,6 @@ log = logging.getLogger("dooers")
 waited_threads: ContextVar[frozenset[str]] = ContextVar("dooers_waited_threads", default=frozenset())
 # Of the time that turns have to end when the worker closes: how much of it their handlers have to stop.
 STOPPING = 0.8
-
-
-async def _at_once() -> None: ...
 
 
 class Runner:
@@ -81,7 +76,7 @@ class Runner:
         self._unrun: set[OpenTurn] = set()  # stored, in the queue, and nobody has let them run yet
         self._locks = Locks(broker)
         # Waits where this process may have been taken for dead. The pulse sets it.
-        self.sure: Callable[[], Awaitable[None]] = _at_once
+        self.sure: Callable[[], Awaitable[None] | None] = lambda: None
         self._deaf = Deaf(self._stage, self._ended)
         self._admission = Admission(
             config,
@@ -137,13 +132,20 @@ class Runner:
 
     # ------------------------------------------------------------ storing and telling
 
-    def submit(self, change: Change) -> asyncio.Future[Change]:
-        """Store a Change and publish it the moment it is durable. In order of the calls."""
-        if change.runs:  # a run says whose it is, so that others see to it when this process dies
-            runs = tuple(evolve(run, process_id=self._process_id) for run in change.runs)
-            change = evolve(change, runs=runs)
+    def submit(
+        self, change: Change, then: Callable[[asyncio.Future[Change]], None] | None = None
+    ) -> asyncio.Future[Change]:
+        """Store a Change and publish it the moment it is durable, whatever `then` is to be done. In order of the calls."""
         future = applied(self._store, change)
-        future.add_done_callback(self._publish)
+
+        def stored(_: asyncio.Future[Change]) -> None:
+            try:
+                self._publish(future)
+            finally:
+                if then is not None:
+                    then(future)
+
+        future.add_done_callback(stored)
         return future
 
     async def commit(self, change: Change) -> Change:
@@ -210,7 +212,15 @@ class Runner:
         """Store a message and take its place in the thread's queue; `accept` decides what becomes of its turn. See `Admission.open`."""
         return await self._admission.open(message, accept, known)
 
-    def _steps(self, turn: Turn) -> Steps:
+    def _steps(self, stored: Change) -> Steps:
+        event = stored.events[0]
+        turn = Turn(
+            thread=stored.thread,
+            event_id=event.id,
+            seq=event.seq,
+            assistant_name=self._config.assistant_name,
+            process_id=self._process_id,  # a run says whose it is, so that others see to it when this process dies
+        )
         return Steps(turn, self.submit, self.sure, self._relay, self._clock, self._config.pipeline_depth)
 
     def _at_work(self, event_id: str) -> TurnStatus | None:

@@ -20,7 +20,6 @@ from dooers.container import Worker, close_parts, open_parts
 from dooers.context import WorkerAnalytics, WorkerMemory, WorkerSettings
 from dooers.dispatch import DispatchStream, identity_of, message_of
 from dooers.exceptions import ClosingError, ConfigError, DispatchError, DooersError, InvalidValueError
-from dooers.inject import InjectedHandler
 from dooers.lifecycle import Lifecycle
 from dooers.models import ContentPart, Identity, Operation, Thread
 from dooers.openturn import Message, OpenTurn
@@ -31,6 +30,7 @@ from dooers.repository import Repository
 from dooers.routes.desk import Desk
 from dooers.routing import route
 from dooers.runner import waited_threads
+from dooers.scope import InjectedHandler
 from dooers.session import GOING_AWAY, NOT_YOU, REASONS, Session, WebSocketLike
 from dooers.stats import WorkerStats
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from math import inf
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -121,7 +122,7 @@ class Session:
         self._bytes = 0
         self._held: list[str] | None = None
         self._without: dict[str, None] = {}  # a set in the order of arrival
-        self._wake = asyncio.Event()
+        self._asleep: asyncio.Future[None] | None = None  # the writer, while there is nothing to send
         self._close_code: int | None = None
         self._tasks: TaskGroup | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -167,7 +168,7 @@ class Session:
 
     def sees(self, thread: Thread) -> bool:
         """Whether this connection may be told of a thread."""
-        return self.access.sees(thread)
+        return self._access is not None and self._access.sees(thread)
 
     def _watch_expiry(self) -> None:
         """Close the session when the proof behind its identity has ended."""
@@ -181,7 +182,7 @@ class Session:
 
     def _proof_left(self) -> float | None:
         """Seconds until the identity's proof ends; None where it does not."""
-        expires_at = None if self.identity is None else self.identity.expires_at
+        expires_at = None if self._access is None else self._access.identity.expires_at
         return None if expires_at is None else (expires_at - self._clock.now()).total_seconds()
 
     def _watch_idle(self) -> None:
@@ -270,13 +271,19 @@ class Session:
             return
         self._outbox.append(text)
         self._bytes += len(text)
-        self._wake.set()
+        if self._asleep is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        asleep, self._asleep = self._asleep, None
+        if asleep is not None and not asleep.done():
+            asleep.set_result(None)
 
     def close(self, code: int) -> None:
         """End the session once what is queued is sent, or after a few seconds."""
         if self._close_code is None:
             self._close_code = code
-            self._wake.set()
+            self._wake()
             # The writer ends the session when all is sent; a peer that takes nothing must not keep it.
             if self._tasks is not None:
                 asyncio.get_running_loop().call_later(CLOSE_WAIT, self._tasks.cancel_scope.cancel)
@@ -305,19 +312,21 @@ class Session:
                 self.over.set_result(None)
 
     async def _read(self) -> None:
+        me = asyncio.current_task()
         with anyio.CancelScope(deadline=anyio.current_time() + self._config.connect_timeout) as waiting:
             while True:
                 message = await self.socket.receive()
-                if message["type"] == "websocket.disconnect":
+                kind = message["type"]
+                if kind == "websocket.disconnect":
                     self._close_code = None
                     return
                 # Once it is to close, nothing is taken any more: a refused client cannot slip anything in.
-                if message["type"] == "websocket.receive" and self._close_code is None:
-                    self.answering = asyncio.current_task()
+                if kind == "websocket.receive" and self._close_code is None:
+                    self.answering = me
                     await self._take(message.get("text"), len(message.get("bytes") or b""))
                     self.answering = None
-                if self.identity is not None:
-                    waiting.deadline = float("inf")
+                if self._access is not None and waiting.deadline != inf:
+                    waiting.deadline = inf
         # Only an identity that was never given runs into the deadline.
         self.close(NO_CONNECT)
         await anyio.sleep_forever()
@@ -386,9 +395,8 @@ class Session:
                     await self.socket.send({"type": "websocket.send", "text": text})
                     self._counts.frames_out += 1
                 if self._close_code is None:
-                    self._wake.clear()
-                    if not self._outbox:
-                        await self._wake.wait()
+                    self._asleep = asyncio.get_running_loop().create_future()
+                    await self._asleep
         except Exception as error:  # every server has its own way to say that the peer is gone
             log.debug("a peer is gone: %r", error)
             self._close_code = None

@@ -14,14 +14,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from attrs import evolve
-
 from dooers.analytics import Collector
 from dooers.codec import clean
 from dooers.config import WorkerConfig
 from dooers.context import WorkerAnalytics, WorkerContext, WorkerIncoming, WorkerMemory, WorkerSettings
 from dooers.exceptions import HandlerError, NotFoundError, told
-from dooers.models import Change
+from dooers.models import Change, evolve
 from dooers.openturn import OpenTurn
 from dooers.send import WorkerSend
 from dooers.steps import SourceFailed, Steps, close_source
@@ -63,7 +61,8 @@ class Stage:
         async with opened.message.handler.run(self._values(opened, steps)) as yielded:
             try:
                 while True:
-                    await steps.wanted()
+                    if steps.sink is not None:
+                        await steps.wanted()
                     try:
                         value = await (anext(yielded) if failed is None else yielded.athrow(failed))
                     except StopAsyncIteration:
@@ -130,6 +129,8 @@ class Stage:
         """What is to be stored when a turn ends: more than one Change only where writes of it have failed."""
         steps = opened.steps
         runs = steps.left_open()
+        if not runs and notice is None and outcome == "succeeded" and steps.traced:
+            return []
         last = runs.pop() if runs else None
         ends = [closing(evolve(steps.turn, run=run), outcome, self._clock) for run in runs]
         ends.append(closing(evolve(steps.turn, run=last), outcome, self._clock, notice=notice, traced=steps.traced))

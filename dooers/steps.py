@@ -147,9 +147,9 @@ class Steps:
     something in the thread to see of it."""
 
     turn: Turn
-    _submit: Callable[[Change], asyncio.Future[Change]]
-    # Waits where others may have taken this process for dead, and closed the run of this turn.
-    _sure: Callable[[], Awaitable[None]]
+    _submit: Callable[[Change, Callable[[asyncio.Future[Change]], None]], asyncio.Future[Change]]
+    # Something to wait for where others may have taken this process for dead, and closed the run of this turn.
+    _sure: Callable[[], Awaitable[None] | None]
     _teller: Teller
     _clock: Clock
     _depth: int
@@ -167,7 +167,7 @@ class Steps:
     _moved: asyncio.Event = field(init=False, default=Factory(asyncio.Event))
 
     async def wanted(self) -> None:
-        """Return when whoever follows the turn wants its next event; raises what an earlier one failed with."""
+        """Return when whoever follows the turn wants its next event, at once if nobody does; raises what an earlier one failed with."""
         if self.sink is not None:
             await self.sink.wanted(self.taken)
             if self._failure is not None:
@@ -181,7 +181,8 @@ class Steps:
             return
         while len(self._flight) >= self._depth and self._failure is None:
             await self._move()
-        await self._sure()
+        if (doubt := self._sure()) is not None:
+            await doubt
         if self._failure is not None:
             raise self._failure
         if self.sealed:
@@ -193,12 +194,10 @@ class Steps:
         self.taken += 1
         if change is not None and (change.events or change.runs):
             self.traced = True
-        future = None if change is None else self._submit(change)
+        future = None if change is None else self._submit(change, self._land)
         self._flight.append((event, change, future))
         if future is None:
             self._land()
-        else:
-            future.add_done_callback(self._land)
 
     # ------------------------------------------------------------ a stream of text
 
@@ -222,7 +221,8 @@ class Steps:
                 if self._stopped:
                     raise  # its complaint of being stopped; the handler has nothing to mend
                 raise SourceFailed(error) from error
-            await self._sure()
+            if (doubt := self._sure()) is not None:
+                await doubt
             self._go_on()
             whole = True
         finally:
@@ -288,7 +288,8 @@ class Steps:
         """Return when nothing is on its way any more, whatever became of it."""
         while self._flight:
             await self._move()
-        await self._sure()
+        if (doubt := self._sure()) is not None:
+            await doubt
 
     def _note_runs(self, change: Change | None, known: bool) -> None:
         for run in () if change is None else change.runs:

@@ -12,7 +12,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, Literal, Protocol, TypeAlias
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from dooers.codec import dumps, loads
 from dooers.exceptions import InvalidValueError, quoted
@@ -28,6 +28,7 @@ from dooers.models import (
     TextPart,
     Thread,
     ThreadEvent,
+    evolve,
 )
 from dooers.send import WorkerEvent
 
@@ -67,10 +68,10 @@ class Clock(Protocol):
         ...
 
 
-@frozen
+@frozen(slots=False)
 class Turn:
     """One message and everything the handler answers to it. `event_id` is that message, `seq` its number in its thread; `run` the
-    open run, `ran` whether there was one.
+    open run, `ran` whether there was one. `process_id` is who is at it.
 
     The first run of a turn has the id of its message, so that everybody can tell whose run it is, and whether there is one.
     """
@@ -79,6 +80,7 @@ class Turn:
     event_id: str
     seq: int
     assistant_name: str
+    process_id: str | None = None
     run: Run | None = None
     ran: bool = False
 
@@ -163,7 +165,8 @@ def closing(
 
 
 def _new_run(turn: Turn, clock: Clock, **fields: Any) -> Run:
-    return Run(id=clock.new_id() if turn.ran else turn.event_id, thread_id=turn.thread.id, **fields)
+    run_id = clock.new_id() if turn.ran else turn.event_id
+    return Run(id=run_id, thread_id=turn.thread.id, process_id=turn.process_id, **fields)
 
 
 def mourning(thread: Thread, run: Run, clock: Clock) -> Change:

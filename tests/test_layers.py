@@ -18,7 +18,7 @@ RINGS: list[set[str]] = [
     {"brokers", "clock", "courier", "stores", "vault", "webhook"},
     {"lanes", "locks", "broadcast", "quota", "analytics", "context", "steps", "openturn", "elsewhere", "deadline"}
     | {"catchup", "relay", "stage", "deaf", "admission", "runner", "pulse", "repository"},
-    {"injector", "inject", "container", "lifecycle", "session", "registration", "resume", "routes"}
+    {"injector", "scope", "inject", "container", "lifecycle", "session", "registration", "resume", "routes"}
     | {"routing", "dispatch"},
     {"asgi", "playground", "predecessor", "server", "client", "chat", "cli", "testing", "__init__", "__main__"},
 ]

@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 import attrs
 from attrs import evolve
 
+from dooers.content import one_line
 from dooers.exceptions import (
     NotFoundError,
 )
-from dooers.models import Change, Thread, ThreadQuery, one_line
+from dooers.models import Change, Thread, ThreadQuery
 from dooers.protocol import (
     ClientFrame,
     ThreadList,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from importlib import import_module
+from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
@@ -233,19 +233,23 @@ async def snapshot_of(
     return Snapshot(thread=thread, events=events, runs=runs, has_more=bool(before))
 
 
-@contextmanager
-def answered() -> Iterator[None]:
+class answered:
     """Around a call of the store or of the broker: a cancellation that nobody here was asked for is an error like any other.
 
     Else it would look like the end of whoever waits for it, a session or the heartbeat for one.
     """
-    try:
-        yield
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise StoreError("the call was cancelled on its way") from error
+
+    __slots__ = ()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():
+                raise StoreError("the call was cancelled on its way") from error
 
 
 def outcome_of(future: asyncio.Future[T]) -> T:
