@@ -1,8 +1,8 @@
-"""Where the CPU of a turn goes, by stage: `python -m benchmarks.suite.budget turns '{"database_type": ...}' SECONDS`. Called by the suite.
+"""Where the CPU of a turn goes, by stage: `python -m benchmarks.suite.budget turns OPTIONS SECONDS`. Called by the suite.
 
-Real turns over a socket in this process. A timer of CPU time interrupts; what the main thread has used since the last time is charged to the
-stage whose module is innermost on its stack. So what a library does is its caller's; what other threads use is told apart. It is a sample,
-good to some percent; the limits beside it are timed in loops over the very frames of these turns. Not a profile of lines.
+Real turns over a socket in this process. A timer of CPU time interrupts; what the main thread has used since the last time is charged to
+the stage whose module is innermost on its stack. So what a library does is its caller's; what other threads use is told apart. It is a
+sample, good to some percent; the limits beside it are timed in loops over the very frames of these turns. Not a profile of lines.
 """
 
 from __future__ import annotations
@@ -69,9 +69,8 @@ def stage_of(frame: FrameType | None) -> str:
 class Socket:
     """Both ends of a connection."""
 
-    scope: dict[str, Any] = {"type": "websocket", "headers": [], "query_string": b"", "client": ("here", 1)}
-
     def __init__(self) -> None:
+        self.scope: dict[str, Any] = {"type": "websocket", "headers": [], "query_string": b"", "client": ("here", 1)}
         self.asked: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.texts: list[str] = []
         self.until, self.came = "", asyncio.Event()

@@ -61,19 +61,21 @@ class Databases:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, url: str | None = None) -> AsyncIterator[Databases]:
-        """`url` is that of a PostgreSQL server on this machine; without one there is a server of our own for so long."""
+    async def opened(cls, where: str | Address | None = None) -> AsyncIterator[Databases]:
+        """`where` is that of a PostgreSQL server on this machine; without one there is a server of our own for so long."""
         async with AsyncExitStack() as stack:
             home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dooers-suite-")))
-            if url is None:
+            if where is None:
                 server = OwnPostgres()
                 stack.callback(server.remove)
                 with (server.data / "postgresql.conf").open("a") as conf:
                     conf.write(DURABLE)
                 server.start()
                 address = server.address
+            elif isinstance(where, Address):
+                address = where
             else:
-                parts = urlsplit(url)
+                parts = urlsplit(where)
                 user, password = unquote(parts.username or "postgres"), unquote(parts.password or "")
                 address = Address(parts.hostname or "localhost", parts.port or 5432, user, password)
             async with address.session() as session:

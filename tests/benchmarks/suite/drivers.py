@@ -5,8 +5,8 @@ says to `sqlite3` or `asyncpg` is heard, however it comes to say it.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -14,17 +14,13 @@ import asyncpg
 __all__ = ["Said", "bare", "heard"]
 
 # A statement, and its values.
-Said: TypeAlias = tuple[str, tuple[Any, ...]]
+Said: TypeAlias = tuple[str, tuple[Any, ...] | dict[str, Any]]
 
 
-def heard(tell: Callable[[Said], None]) -> None:
-    """From now on every connection that this process makes tells what it is asked to run."""
+@contextmanager
+def heard(tell: Callable[[Said], None]) -> Iterator[None]:
+    """So long every connection that this process makes tells what it is asked to run."""
     plain_connect, plain_init = sqlite3.connect, asyncpg.Connection.__init__
-
-    class Cursor(sqlite3.Cursor):
-        def execute(self, sql: str, values: Any = (), /) -> Any:
-            tell((sql, tuple(values)))
-            return super().execute(sql, values)
 
     class Plain(sqlite3.Connection):
         pass
@@ -33,19 +29,25 @@ def heard(tell: Callable[[Said], None]) -> None:
         connection = plain_connect(*words, factory=factory, **more)
         base = type(connection)
 
-        def cursor(self: Any, *_: Any) -> Any:
-            return base.cursor(self, Cursor)
+        def execute(self: Any, sql: Any, values: Any = (), /) -> Any:
+            if isinstance(sql, str):
+                tell((sql, dict(values) if isinstance(values, Mapping) else tuple(values)))
+            return base.execute(self, sql, values)
 
         # The factory may be any callable, so what it made is changed, not the factory.
-        connection.__class__ = type("Heard", (base,), {"cursor": cursor})
+        connection.__class__ = type("Heard", (base,), {"execute": execute})
         return connection
 
     def init(self: Any, *words: Any, **more: Any) -> None:
         plain_init(self, *words, **more)
         self.add_query_logger(lambda record: tell((record.query, tuple(record.args))))
 
-    sqlite3.connect = connect  # type: ignore[assignment]
+    sqlite3.connect = connect
     asyncpg.Connection.__init__ = init
+    try:
+        yield
+    finally:
+        sqlite3.connect, asyncpg.Connection.__init__ = plain_connect, plain_init
 
 
 Run: TypeAlias = Callable[[list[Said]], Any]

@@ -1,5 +1,6 @@
-"""What is measured without a socket, in a process of its own: `python -m benchmarks.suite.inside NAME WORDS`, the words in JSON. Figures are
-printed as JSON. Called by the suite.
+"""What is measured without a socket, in a process of its own: `python -m benchmarks.suite.inside NAME WORDS`, the words in JSON.
+
+Figures are printed as JSON. Called by the suite.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any
 
@@ -141,16 +142,16 @@ async def store_turn(options: dict[str, Any], seconds: float) -> dict[str, float
 async def store_bare(options: dict[str, Any], seconds: float, turns: int) -> dict[str, float]:
     """The statements of so many turns are heard, their rows removed, and the same statements run by the bare driver."""
     said: list[Said] = []
-    heard(said.append)
-    store = open_store(WorkerConfig(**options))
-    await store.open()
-    for _ in range(20):
-        await through(store)
-    said.clear()
-    for _ in range(turns):
-        await through(store)
-    statements = list(said)
-    await store.close()
+    with heard(said.append):
+        store = open_store(WorkerConfig(**options))
+        await store.open()
+        for _ in range(20):
+            await through(store)
+        said.clear()
+        for _ in range(turns):
+            await through(store)
+        statements = list(said)
+        await store.close()
     async with bare(options) as run:
         await run([("DELETE FROM worker_threads", ())])
         began, cpu = time.perf_counter(), time.process_time()
@@ -162,15 +163,15 @@ async def store_bare(options: dict[str, Any], seconds: float, turns: int) -> dic
 async def round_trips(options: dict[str, Any], seconds: float, turns: int) -> dict[str, float]:
     """Statements of a whole turn of four yields through dispatch: in PostgreSQL each is a round trip."""
     said: list[Said] = []
-    heard(said.append)
-    worker = worker_on({**options, "run_heartbeat": 60.0, "run_timeout": 180.0})
-    for _ in range(12):
-        await (await worker.dispatch(message="four", **WHO)).collect()
-    said.clear()
-    for _ in range(turns):
-        await (await worker.dispatch(message="four", **WHO)).collect()
-    count = len(said) / turns
-    await worker.close()
+    with heard(said.append):
+        worker = worker_on({**options, "run_heartbeat": 60.0, "run_timeout": 180.0})
+        for _ in range(12):
+            await (await worker.dispatch(message="four", **WHO)).collect()
+        said.clear()
+        for _ in range(turns):
+            await (await worker.dispatch(message="four", **WHO)).collect()
+        count = len(said) / turns
+        await worker.close()
     return {"statements": count}
 
 
@@ -234,7 +235,7 @@ def python(program: str) -> str:
     return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
 
 
-PROGRAMS: dict[str, Callable[..., Awaitable[dict[str, float]]]] = {
+PROGRAMS: dict[str, Callable[..., Coroutine[Any, Any, dict[str, float]]]] = {
     one.__name__: one
     for one in (dispatch, ceiling, handler, store_turn, store_bare, round_trips, history, read_bare, imports)
 }

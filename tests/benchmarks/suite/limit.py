@@ -42,7 +42,7 @@ class Ceiling:
     async def serve(self, socket: WebSocket) -> None:
         """One connection, one frame after the other."""
         await socket.accept()
-        send, who = socket.send_text, {}
+        send, who = socket.send_text, dict[str, Any]()
         try:
             while True:
                 frame = orjson.loads(await socket.receive_text())
@@ -156,12 +156,14 @@ _everybody: list[Any] = []
 
 async def loop(scope: Any, receive: Any, send: Any) -> None:
     """Bare ASGI: what one sends goes to all."""
-    _everybody.append(send)
+    if scope["type"] == "websocket":
+        _everybody.append(send)
     async for text in _texts(scope, receive, send):
         message = {"type": "websocket.send", "text": text}
         for one in _everybody:
             await one(message)
-    _everybody.remove(send)
+    if scope["type"] == "websocket":
+        _everybody.remove(send)
 
 
 async def _texts(scope: Any, receive: Any, send: Any) -> AsyncIterator[str]:

@@ -20,7 +20,7 @@ from benchmarks.suite.sockets import GoneError, Person, Socket
 __all__ = ["connections", "deltas", "echoes", "fanned", "killed", "listed", "looped", "running", "stream", "turns"]
 
 MESSAGE = "What is there to say about it? It is a question of ordinary length."
-CLAIMS = {"organization_id": "org-big", "workspace_id": "ws-1", "user_id": "user-1"}
+CLAIMS: dict[str, Any] = {"organization_id": "org-big", "workspace_id": "ws-1", "user_id": "user-1"}
 
 
 def late(times: Sequence[float]) -> dict[str, float]:

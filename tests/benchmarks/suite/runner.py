@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from services.postgres import Address
+
 from benchmarks.suite.cells import CELLS, Cell, Sizes
 from benchmarks.suite.databases import Databases
 from benchmarks.suite.processes import ROOT, run_inside
@@ -38,11 +40,13 @@ def machine(sizes: Sizes, server: str) -> dict[str, Any]:
     return {**base, "sqlite": sqlite3.sqlite_version, "postgres": server, "libraries": found, **much}
 
 
-async def measure(sizes: Sizes, out: Path, only: Sequence[str], kinds: Sequence[str], url: str | None) -> None:
+async def measure(
+    sizes: Sizes, out: Path, only: Sequence[str], kinds: Sequence[str], where: str | Address | None
+) -> None:
     """Run the cells whose names begin with one of `only` (all of them), and append what came of each to `out` as soon as it is known."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    async with Databases.opened(url) as databases:
+    async with Databases.opened(where) as databases:
         async with databases.address.session() as session:
             server = (await session.fetchval("SHOW server_version")).split()[0]
         with out.open("w", encoding="utf-8") as lines:

@@ -122,8 +122,8 @@ class Person:
         self._waiter = asyncio.get_running_loop().create_future()
         self.said = time.perf_counter()
         self.socket.send(json.dumps({"id": uuid4().hex, "type": kind, "payload": payload}).encode())
-        closed = self.socket.closed
-        await asyncio.wait([self._waiter, closed], return_when=asyncio.FIRST_COMPLETED)
+        first: list[asyncio.Future[Any]] = [self._waiter, self.socket.closed]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if not self._waiter.done():
             raise GoneError(f"the server went away while {kind} was waited for")
         return self._waiter.result()

@@ -15,7 +15,7 @@ from dooers import WorkerConfig, WorkerServer
 __all__ = ["worker_on"]
 
 # One machine is the crowd here, so what keeps a single client from being one is out of the way.
-UNBOUNDED = {
+UNBOUNDED: dict[str, Any] = {
     "frames_per_second": 1e9,
     "frames_burst": 10**9,
     "max_connections": 10**6,
