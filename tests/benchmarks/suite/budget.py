@@ -1,21 +1,20 @@
 """Where the CPU of a turn goes, by stage: `python -m benchmarks.suite.budget turns OPTIONS SECONDS`. Called by the suite.
 
-Real turns over a socket in this process. A timer of CPU time interrupts; what the main thread has used since the last time is charged to
-the stage whose module is innermost on its stack. So what a library does is its caller's; what other threads use is told apart. It is a
-sample, good to some percent; the limits beside it are timed in loops over the very frames of these turns. Not a profile of lines.
+Real turns over a socket in this process, once as they are and once under a deterministic profile of the main thread's CPU. Each function is
+its module's stage; what belongs to none (a library, a builtin, the codec) is its callers', shared out as they called it. The shares of the
+profile are then put onto the time that was used without it. Other threads are told apart. Limits are timed in loops over the very frames.
 """
 
 from __future__ import annotations
 
 import asyncio
+import cProfile
 import json
-import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from uuid import uuid4
 
@@ -27,43 +26,59 @@ from benchmarks.suite.worker import worker_on
 
 __all__ = ["STAGES", "turns"]
 
-# The modules of each stage. A function before a module: frames are read and written by the same ones.
+# The modules of each stage, one function before its module. What is in none is charged to whoever calls it.
 STAGES: dict[str, set[str]] = {
     "parse": {"protocol.parse", "dialects", "content"},
     "access": {"access", "quota", "admission"},
     "injection": {"inject", "injector", "container", "registration", "context"},
     "handler": {"send", "(handler)"},
-    "turn": {"turn", "steps", "stage", "runner", "openturn", "lanes", "locks", "models", "routing", "routes", "clock"},
-    "store": {"stores"},
-    "serialise": {"protocol", "codec", "news"},
+    "turn": {"turn", "steps", "stage", "runner", "openturn", "lanes", "locks", "routing", "routes", "pulse"},
+    "store": {"stores", "asyncpg", "aiosqlite", "sqlite3", "databases"},
+    "serialise": {"protocol"},
     "fan-out": {"broadcast", "relay", "session", "elsewhere", "catchup"},
+    "event loop": {"asyncio", "selectors", "(here)"},
 }
 _STAGE = {module: stage for stage, modules in STAGES.items() for module in modules}
-_LIBRARIES = {"asyncpg": "store", "aiosqlite": "store", "sqlite3": "store", "databases": "store"}
-EVERY = 0.001
+DEEP = 30
 
 
-def stage_of(frame: FrameType | None) -> str:
-    """Whose time it is: that of the innermost frame that belongs to a stage."""
-    found = ""
-    while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        parts = path.parts
-        if "dooers" in parts[:-1] and "site-packages" not in parts:
-            inner = parts[len(parts) - parts[::-1].index("dooers") :]
-            module = inner[0].removesuffix(".py")
-            if f"{module}.{frame.f_code.co_name}" in _STAGE:
-                return _STAGE[f"{module}.{frame.f_code.co_name}"]
-            # Whoever reads calls the codec too: that is known only further out.
-            found = found or _STAGE.get(module, "turn")
-            if found != "serialise":
-                return found
-        elif frame.f_code.co_filename == handler_module.__file__:
-            return found or "handler"
-        elif not found and (library := next((one for one in _LIBRARIES if one in parts), None)):
-            return _LIBRARIES[library]
-        frame = frame.f_back
-    return found or "event loop"
+def stage_of(code: Any) -> str | None:
+    """The stage of a function, if it has one."""
+    if isinstance(code, str):
+        return None  # a builtin
+    parts = Path(code.co_filename).with_suffix("").parts
+    if code.co_filename in (__file__, handler_module.__file__):
+        return "event loop" if code.co_filename == __file__ else "handler"
+    if "dooers" in parts and "site-packages" not in parts:
+        module = parts[len(parts) - parts[::-1].index("dooers")]
+        return _STAGE.get(f"{module}.{code.co_name}") or _STAGE.get(module)
+    return next((_STAGE[part] for part in parts if part in _STAGE and part in _LIBRARIES), None)
+
+
+_LIBRARIES = {"asyncpg", "aiosqlite", "sqlite3", "databases", "asyncio", "selectors"}
+
+
+def shares(profile: cProfile.Profile) -> dict[str, float]:
+    """Which part of the time is each stage's. What has no stage goes up to its callers, again and again."""
+    entries: list[Any] = profile.getstats()
+    callers = defaultdict[Any, dict[Any, float]](dict)
+    for entry in entries:
+        for called in entry.calls or ():
+            callers[called.code][entry.code] = called.totaltime + 1e-9
+    charged, loose = Counter[str](), {entry.code: entry.inlinetime for entry in entries}
+    for _ in range(DEEP):
+        risen = defaultdict[Any, float](float)
+        for code, used in loose.items():
+            stage, above = stage_of(code), callers[code]
+            if stage is not None or not above:
+                charged[stage or "event loop"] += used
+            else:
+                total = sum(above.values())
+                for caller, weight in above.items():
+                    risen[caller] += used * weight / total
+        loose = risen
+    total = sum(charged.values())
+    return {stage: charged[stage] / total for stage in STAGES}
 
 
 class Socket:
@@ -109,26 +124,25 @@ async def turns(options: dict[str, Any], seconds: float) -> dict[str, dict[str, 
     socket.texts.clear()
     await turn()
     frames = [orjson.loads(text) for text in socket.texts]
-    charged, count = Counter[str](), 0
-    last = time.thread_time()
 
-    def sample(_: int, frame: FrameType | None) -> None:
-        nonlocal last
-        now = time.thread_time()
-        charged[stage_of(frame)] += now - last  # type: ignore[assignment]
-        last = time.thread_time()  # looking is nobody's
+    async def for_a_while() -> tuple[float, float]:
+        """Microseconds of a turn: of this thread, and of the others."""
+        count, until = 0, time.perf_counter() + seconds / 2
+        main, everything = time.thread_time(), time.process_time()
+        while time.perf_counter() < until:
+            await turn()
+            count += 1
+            socket.texts.clear()
+        main, everything = time.thread_time() - main, time.process_time() - everything
+        return main / count * 1e6, max(0.0, everything - main) / count * 1e6
 
-    signal.signal(signal.SIGPROF, sample)
-    signal.setitimer(signal.ITIMER_PROF, EVERY, EVERY)
-    until, main, everything = time.perf_counter() + seconds, time.thread_time(), time.process_time()
-    while time.perf_counter() < until:
-        await turn()
-        count += 1
-        socket.texts.clear()
-    signal.setitimer(signal.ITIMER_PROF, 0)
-    main, everything = time.thread_time() - main, time.process_time() - everything
-    stages = {stage: charged[stage] / count * 1e6 for stage in (*STAGES, "event loop")}
-    stages["other threads"] = max(0.0, everything - main) / count * 1e6
+    main, others = await for_a_while()
+    profile = cProfile.Profile(time.thread_time)
+    profile.enable()
+    await for_a_while()
+    profile.disable()
+    stages = {stage: share * main for stage, share in shares(profile).items()}
+    stages["other threads"] = others
     socket.asked.put_nowait({"type": "websocket.disconnect", "code": 1000})
     await serving
     await worker.close()
