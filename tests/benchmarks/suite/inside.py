@@ -199,7 +199,7 @@ READS: dict[str, list[str]] = {
     "events": [f"{_EVENTS} 51"],
     "list": [
         f"SELECT * FROM worker_threads WHERE {_PLACE} ORDER BY last_event_at DESC, id DESC LIMIT 31",
-        f"SELECT count(*) FROM (SELECT 1 FROM worker_threads WHERE {_PLACE} LIMIT 10000) AS some",
+        f"SELECT count(*) FROM (SELECT 1 FROM worker_threads WHERE {_PLACE} LIMIT 10000) AS counted",
     ],
     "snapshot": [
         f"SELECT * FROM worker_threads WHERE id = '{LONG}'",
