@@ -46,7 +46,7 @@ def stage_of(code: Any) -> str | None:
     """The stage of a function, if it has one."""
     if isinstance(code, str):
         return None  # a builtin
-    parts = Path(code.co_filename).with_suffix("").parts
+    parts = Path(code.co_filename.removesuffix(".py")).parts
     if code.co_filename in (__file__, handler_module.__file__):
         return "event loop" if code.co_filename == __file__ else "handler"
     if "dooers" in parts and "site-packages" not in parts:
