@@ -165,9 +165,13 @@ class Admission:
         trace = self._at_work(event.id) or await _trace_of(self._store, event)
         return trace or self._at_work(event.id)  # another repeat may have been quicker
 
-    async def is_answered(self, opened: OpenTurn) -> bool:
-        """Whether a message that came again through another process was answered there, before this turn got its place."""
-        if not opened.again and (self._broker.alone or asyncio.get_running_loop().time() - opened.came_at < SOON):
+    async def is_answered(self, opened: OpenTurn, ours_since: float | None) -> bool:
+        """Whether a message that came again through another process was answered there, before this turn got its place.
+
+        Not where it was soon enough, nor where no other process can have held the thread since the message came.
+        """
+        soon = self._broker.alone or asyncio.get_running_loop().time() - opened.came_at < SOON
+        if not opened.again and (soon or (ours_since is not None and ours_since <= opened.came_at)):
             return False
         trace = await _trace_of(self._store, opened.event)
         if trace is not None:

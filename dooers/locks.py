@@ -20,13 +20,14 @@ class Locks:
         # Those that could not be given back: tried again by whoever is next here, and with each heartbeat for those elsewhere.
         self._kept: set[str] = set()
 
-    async def take(self, key: str) -> None:
-        """Return when no other process has this lock, and have it. StoreError where the broker does not say so."""
+    async def take(self, key: str) -> float | None:
+        """Return when no other process has this lock, and have it; since when it is ours, if that is longer. StoreError where the broker
+        does not say so."""
         if key in self._kept:
             self.give_back(key)
         try:
             with answered():
-                await self._broker.lock(key)
+                return await self._broker.lock(key)
         except Exception:
             self.give_back(key)  # it may be ours, where only the answer was lost
             raise

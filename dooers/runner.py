@@ -317,10 +317,11 @@ class Runner:
         timer: asyncio.TimerHandle | None = None
         try:
             await opened.ticket.wait()
+            ours_since: float | None = None
             if opened.ticket.in_line:
-                await self._locks.take(opened.thread.id)
+                ours_since = await self._locks.take(opened.thread.id)
                 opened.locked = True
-            if await self._admission.is_answered(opened):
+            if await self._admission.is_answered(opened, ours_since):
                 return None
             opened.status = "running"
             seconds = opened.message.handler.timeout or self._config.handler_timeout

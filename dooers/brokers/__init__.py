@@ -62,8 +62,11 @@ class Broker(Protocol):
         """Say something to all others. Returns at once."""
         ...
 
-    async def lock(self, key: str) -> None:
+    async def lock(self, key: str) -> float | None:
         """Return when no other process, nor anybody here, holds this key, and hold it. Being cancelled leaves nothing behind.
+
+        Says since when, in the time of the event loop, no other process can have held it, where that is longer than just now: a broker
+        may keep a key for the next one here, as long as nobody else wants it.
 
         StoreError where the broker is not open, or does not answer.
         """

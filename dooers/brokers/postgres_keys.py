@@ -3,6 +3,9 @@
 Waiting there would keep the connection from everything else. So whoever does not get a key says that it is wanted, and whoever holds it
 says that it has it, and that it is free when it is. A holder that says nothing stands still, or is gone without the server's knowing:
 its connection is ended.
+
+A key that nobody else wants is kept when its turn is over: the next turn of that thread in this process asks nobody. It is let go as
+soon as somebody wants it, or when there are too many.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 
 # Seconds between two looks whether a key is free, at first and at most.
 LOOK, LOOK_AT_MOST = 0.05, 1.0
+# Keys kept at most: the server's table of locks is one for everybody, and it is finite.
+KEPT = 500
 
 # Lets go of some keys and tries to take others, in this order.
 _ASK = (
@@ -67,21 +72,46 @@ class AdvisoryKeys:
         self._freed: dict[str, asyncio.Event] = {}
         # How long somebody has waited for a key without a word from who holds it.
         self._silent: dict[str, float] = {}
-        self._held: set[str] = set()
+        # Since when each is ours without a gap, in the time of the loop.
+        self._held: dict[str, float] = {}
         self._wanted: set[str] = set()
+        # Keys that are ours though no turn has them, the one that was not needed for the longest time first; and since when, too.
+        self._kept: dict[str, float] = {}
+        # When the last question was asked that was answered, in the time of the loop.
+        self._asked_at = -inf
         self._locks = KeyLocks()
         # What is to be asked with the next query: many turns begin and end while one is on its way.
         self._asked: list[tuple[bool, str, asyncio.Future[bool]]] = []
         self._asking = False
 
-    async def lock(self, key: str) -> None:
+    async def lock(self, key: str) -> float:
         await self._locks.acquire(key)
         try:
-            await self._take(key)
+            since = await self._kept_since(key)
+            if since is None:
+                await self._take(key)
+                since = asyncio.get_running_loop().time()
         except BaseException:
             self._locks.release(key)
             raise
-        self._held.add(key)
+        self._held[key] = since
+        return since
+
+    async def _kept_since(self, key: str) -> float | None:
+        """Since when a key is ours that was kept; None where that is not beyond doubt. It is not kept any more.
+
+        Who wants a key says so, and takes it from us only after `patience` seconds. What was said before a question is heard before
+        its answer. So if one was asked and answered since, nobody has taken the key from us while we stood still.
+        """
+        since = self._kept.pop(key, None)
+        if since is None or asyncio.get_running_loop().time() - self._asked_at < self._patience:
+            return since
+        await self._free(key, wanted=False)
+        return None
+
+    def answered(self, asked_at: float) -> None:
+        """The server has answered what it was asked at this time."""
+        self._asked_at = max(self._asked_at, asked_at)
 
     async def _take(self, key: str) -> None:
         freed, pause, unasked = self._freed.setdefault(key, asyncio.Event()), LOOK, inf
@@ -125,11 +155,25 @@ class AdvisoryKeys:
             self._spawn(self._free(key, wanted=True))
 
     def unlock(self, key: str) -> None:
-        if key in self._held:
-            self._held.discard(key)
-            wanted = key in self._wanted
+        since = self._held.pop(key, None)
+        if since is None:
+            return
+        if key in self._wanted:
             self._wanted.discard(key)
+            self._spawn(self._pass_on(key, wanted=True))
+            return
+        self._kept[key] = since
+        self._locks.release(key)
+        if len(self._kept) > KEPT:
+            self._let_go(next(iter(self._kept)))
+
+    def _let_go(self, key: str, *, wanted: bool = False) -> None:
+        """Free a kept key; if a turn here is just taking it, that passes it on when it is over."""
+        if self._locks.take(key):
+            del self._kept[key]
             self._spawn(self._pass_on(key, wanted=wanted))
+        elif wanted:
+            self._wanted.add(key)
 
     async def _pass_on(self, key: str, *, wanted: bool) -> None:
         """Free a key for other processes, then for waiters in this one: those who asked from outside get their chance first."""
@@ -187,10 +231,17 @@ class AdvisoryKeys:
         elif word == "want" and key in self._held:
             self._wanted.add(key)
             self._say(f"have {key}")
+        elif word == "want" and key in self._kept:
+            self._let_go(key, wanted=True)
+
+    def lose(self) -> None:
+        """The connection is lost, and what is only kept is not worth to be taken again."""
+        self._kept.clear()
+        self._asked_at = -inf
 
     async def take_back(self) -> None:
         """The server let go of our keys as the connection ended. Take them again, before somebody else does."""
-        self._wanted |= self._held  # who asked for them meanwhile was not heard
+        self._wanted |= self._held.keys()  # who asked for them meanwhile was not heard
         for key in list(self._held):
             # Whoever reconnects waits here: lost again, there is nothing to wait for, and the next connection takes them back.
             with suppress(Exception):
@@ -199,12 +250,15 @@ class AdvisoryKeys:
                         log.warning("thread %s is being answered by two processes: the broker was away", key)
                 elif key not in self._held:  # let go of while it was asked for
                     await self._free(key, wanted=True)
+                else:
+                    self._held[key] = asyncio.get_running_loop().time()
         for freed in self._freed.values():  # who waits for a key looks, and asks for it, again
             freed.set()
 
     def forget(self) -> None:
         """The connection is closed, and all keys with it."""
         self._held.clear()
+        self.lose()
 
     def _name(self, key: str) -> str:
         return f"{self._prefix} {key}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -270,7 +271,7 @@ class LockContract:
             await asyncio.wait(tasks)
         assert sorted(done) == [number for number in range(60) if number % 3]
 
-    async def _waits(self, *tasks: asyncio.Task[None]) -> bool:
+    async def _waits(self, *tasks: asyncio.Task[Any]) -> bool:
         done, _ = await asyncio.wait(tasks, timeout=A_WHILE)
         return not done
 
