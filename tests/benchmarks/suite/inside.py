@@ -1,0 +1,245 @@
+"""What is measured without a socket, in a process of its own: `python -m benchmarks.suite.inside NAME WORDS`, the words in JSON.
+
+Figures are printed as JSON. Called by the suite.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import timedelta
+from typing import Any
+
+from attrs import evolve
+
+from benchmarks.suite import databases
+from benchmarks.suite.drivers import Said, bare, heard
+from benchmarks.suite.handler import REPLY, agent
+from benchmarks.suite.limit import Ceiling
+from benchmarks.suite.limit_stores import keeper_of
+from benchmarks.suite.worker import worker_on
+from dooers.config import WorkerConfig
+from dooers.models import Change, Thread
+from dooers.send import WorkerSend
+from dooers.stores import Store, open_store
+
+from contract import a_run, a_thread, an_event, opening  # isort: skip  (`databases` has made it known)
+from plenty import BIG, LONG  # isort: skip
+
+__all__ = ["PROGRAMS", "databases"]
+
+WHO: dict[str, Any] = {"organization_id": "org", "workspace_id": "ws", "user_id": "user"}
+MESSAGE = "What is there to say about it? It is a question of ordinary length."
+
+
+async def timed(work: Callable[[int], Awaitable[Any]], at_once: int, seconds: float) -> dict[str, float]:
+    """So many lanes, each of which does it again when it is done."""
+    count = 0
+
+    async def lane(number: int) -> None:
+        nonlocal count
+        while time.perf_counter() < until:
+            await work(number)
+            count += 1
+
+    until = time.perf_counter() + seconds / 5
+    await asyncio.gather(*map(lane, range(at_once)))
+    count, began, cpu = 0, time.perf_counter(), time.process_time()
+    until = began + seconds
+    await asyncio.gather(*map(lane, range(at_once)))
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return {"rate": count / wall, "micros": wall / count * 1e6, "cpu": cpu / count * 1e6}
+
+
+async def dispatch(options: dict[str, Any], seconds: float, at_once: int, message: str) -> dict[str, float]:
+    """Turns by `worker.dispatch`, each lane in a thread of its own."""
+    worker, threads = worker_on(options), dict[int, str]()
+
+    async def turn(lane: int) -> None:
+        stream = await worker.dispatch(message=message, thread_id=threads.get(lane), **WHO)
+        threads[lane] = stream.thread_id
+        await stream.collect()
+
+    try:
+        return await timed(turn, at_once, seconds)
+    finally:
+        await worker.close()
+
+
+async def ceiling(options: dict[str, Any], seconds: float, at_once: int, message: str) -> dict[str, float]:
+    """The same turns by hand."""
+    limit, threads = Ceiling(keeper_of(options)), dict[int, str]()
+    await limit.keeper.open()
+
+    async def nobody(text: str) -> None: ...
+
+    async def turn(lane: int) -> None:
+        event = {"content": [{"type": "text", "text": message}]}
+        frame = {"id": "1", "payload": {"event": event, "thread_id": threads.get(lane)}}
+        threads[lane] = await limit.message(nobody, WHO, frame)
+
+    try:
+        return await timed(turn, at_once, seconds)
+    finally:
+        await limit.keeper.close()
+
+
+async def handler(options: dict[str, Any], seconds: float, at_once: int, message: str) -> dict[str, float]:
+    """Nothing but the handler."""
+    send = WorkerSend()
+
+    class Incoming:
+        context = type("Context", (), {"thread_title": None})
+
+    Incoming.message = message  # type: ignore[attr-defined]
+
+    async def turn(_: int) -> None:
+        async for _event in agent(Incoming, send, None, None, None):
+            pass
+
+    return await timed(turn, at_once, seconds)
+
+
+# ---------------------------------------------------------------- the store
+
+
+def turn_of(thread: Thread) -> list[Change]:
+    """What a message and four yields become: the start of a run, a text, a title, its end."""
+    run = a_run(thread)
+    text = an_event(thread, REPLY, actor="assistant", turn_seq=1, run_id=run.id)
+    ended = evolve(run, status="succeeded", ended_at=run.started_at + timedelta(seconds=1))
+    return [
+        opening(thread, an_event(thread, MESSAGE), repeat_key=thread.id, exact=False),
+        Change(thread=thread, during=run.id, runs=(run,)),
+        Change(thread=thread, during=run.id, events=(text,)),
+        Change(thread=thread, during=run.id, patch={"title": "A title"}),
+        Change(thread=thread, during=run.id, runs=(ended,)),
+    ]
+
+
+async def through(store: Store) -> None:
+    """As the runner has it: the message is waited for, and then whatever the handler has yielded."""
+    first, *rest = turn_of(a_thread())
+    await store.apply(first)
+    await asyncio.gather(*(store.apply(change) for change in rest))
+
+
+async def store_turn(options: dict[str, Any], seconds: float) -> dict[str, float]:
+    """Turns through the store, one after the other."""
+    store = open_store(WorkerConfig(**options))
+    await store.open()
+    try:
+        return await timed(lambda _: through(store), 1, seconds)
+    finally:
+        await store.close()
+
+
+async def store_bare(options: dict[str, Any], seconds: float, turns: int) -> dict[str, float]:
+    """The statements of so many turns are heard, their rows removed, and the same statements run by the bare driver."""
+    said: list[Said] = []
+    with heard(said.append):
+        store = open_store(WorkerConfig(**options))
+        await store.open()
+        for _ in range(20):
+            await through(store)
+        said.clear()
+        for _ in range(turns):
+            await through(store)
+        statements = list(said)
+        await store.close()
+    async with bare(options) as run:
+        await run([("DELETE FROM worker_threads", ())])
+        began, cpu = time.perf_counter(), time.process_time()
+        await run(statements)
+        wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return {"micros": wall / turns * 1e6, "cpu": cpu / turns * 1e6, "statements": len(statements) / turns}
+
+
+async def round_trips(options: dict[str, Any], seconds: float, turns: int) -> dict[str, float]:
+    """Statements of a whole turn of four yields through dispatch: in PostgreSQL each is a round trip."""
+    said: list[Said] = []
+    with heard(said.append):
+        worker = worker_on({**options, "run_heartbeat": 60.0, "run_timeout": 180.0})
+        for _ in range(12):
+            await (await worker.dispatch(message="four", **WHO)).collect()
+        said.clear()
+        for _ in range(turns):
+            await (await worker.dispatch(message="four", **WHO)).collect()
+        count = len(said) / turns
+        await worker.close()
+    return {"statements": count}
+
+
+# ---------------------------------------------------------------- history, and the statements of the reads
+
+
+async def history(options: dict[str, Any], seconds: float) -> dict[str, float]:
+    """What a handler asks for most: `memory.get_history(20)` of the long thread."""
+    worker = worker_on({**options, "worker_id": "worker-1"})
+    memory = await worker.memory(LONG)
+
+    async def page(_: int) -> None:
+        assert len(await memory.get_history(limit=20)) == 20
+
+    try:
+        return await timed(page, 1, seconds)
+    finally:
+        await worker.close()
+
+
+_PLACE = " AND ".join(f"{name} = '{value}'" for name, value in BIG.items())
+_EVENTS = f"SELECT * FROM worker_events WHERE thread_id = '{LONG}' ORDER BY seq DESC LIMIT"
+READS: dict[str, list[str]] = {
+    "history": [f"{_EVENTS} 20"],
+    "events": [f"{_EVENTS} 51"],
+    "list": [
+        f"SELECT * FROM worker_threads WHERE {_PLACE} ORDER BY last_event_at DESC, id DESC LIMIT 31",
+        f"SELECT count(*) FROM (SELECT 1 FROM worker_threads WHERE {_PLACE} LIMIT 10000) AS counted",
+    ],
+    "snapshot": [
+        f"SELECT * FROM worker_threads WHERE id = '{LONG}'",
+        f"{_EVENTS} 101",
+        f"SELECT * FROM worker_runs WHERE thread_id = '{LONG}' AND status = 'running'",
+    ],
+}
+
+
+async def read_bare(options: dict[str, Any], seconds: float, name: str) -> dict[str, float]:
+    """The statements of such a page, by the bare driver."""
+    async with bare(options) as run:
+        return await timed(lambda _: run([(sql, ()) for sql in READS[name]]), 1, seconds)
+
+
+# ---------------------------------------------------------------- imports
+
+
+async def imports(options: dict[str, Any], seconds: float, what: str) -> dict[str, float]:
+    """Milliseconds of CPU that a new interpreter needs to import dooers; or everything that dooers imports, and not dooers."""
+    known = json.loads(python("import sys, json, dooers; print(json.dumps(list(sys.modules)))"))
+    names = ["dooers"] if what == "dooers" else [name for name in known if name.split(".")[0] != "dooers"]
+    program = (
+        "import sys, time, importlib, contextlib\nbegan = time.process_time()\n"
+        f"for name in {names!r}:\n    with contextlib.suppress(Exception): importlib.import_module(name)\n"
+        "print((time.process_time() - began) * 1e3)"
+    )
+    return {"millis": statistics.median(float(python(program)) for _ in range(3))}
+
+
+def python(program: str) -> str:
+    """What a new interpreter prints."""
+    return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+
+
+PROGRAMS: dict[str, Callable[..., Coroutine[Any, Any, dict[str, float]]]] = {
+    one.__name__: one
+    for one in (dispatch, ceiling, handler, store_turn, store_bare, round_trips, history, read_bare, imports)
+}
+
+if __name__ == "__main__":
+    _, chosen, *words = sys.argv
+    print(json.dumps(asyncio.run(PROGRAMS[chosen](*map(json.loads, words)))))
