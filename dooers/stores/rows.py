@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from dooers.codec import dumps, loads, parts, plain_parts, plain_user, user
-from dooers.models import Run, Thread, ThreadEvent
+from dooers.models import Run, Thread, ThreadEvent, User
 
 __all__ = [
     "EVENT_COLUMNS",
@@ -47,7 +48,7 @@ RUN_COLUMNS = "id, thread_id, agent_id, status, started_at, ended_at, error, pro
 
 def stamp(at: datetime) -> str:
     """A time as SQLite keeps it: ISO 8601, UTC, always the same width, so that texts sort as times do."""
-    return at.astimezone(UTC).isoformat(timespec="microseconds")
+    return (at if at.tzinfo is UTC else at.astimezone(UTC)).isoformat(timespec="microseconds")
 
 
 def maybe_json(value: Any) -> str | None:
@@ -110,9 +111,15 @@ def moment(value: Any) -> datetime:
     return datetime.fromisoformat(value) if isinstance(value, str) else value
 
 
+@lru_cache(maxsize=1024)
+def _person(text: str) -> User:
+    """The same few people own what is written all day."""
+    return user(loads(text))
+
+
 def thread_of(row: Row) -> Thread:
     values = dict(row)
-    values["owner"] = user(loads(values["owner"]))
+    values["owner"] = _person(values["owner"])
     values["metadata"] = None if values["metadata"] is None else loads(values["metadata"])
     for name in ("created_at", "updated_at", "last_event_at"):
         values[name] = moment(values[name])
