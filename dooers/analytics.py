@@ -138,6 +138,7 @@ class Collector:
                 self._pass_on(payload, change.thread, here=True)
 
     def _is_heard(self, change: Change) -> bool:
+        # Asked before a payload is made: nobody listens to most of them.
         return self.webhook is not None or self._teller.is_followed("analytics", change.thread.worker_id)
 
     def show(self, change: Change) -> None:

@@ -56,7 +56,18 @@ def make_app(
     ]
     if about is not None:
         routes += _playground(about)
-    return Starlette(routes=routes, lifespan=lifespan)
+    return _Application(routes=routes, lifespan=lifespan)
+
+
+class _Application(Starlette):
+    """Starlette, which turns what a route raises into a page: of no use to a WebSocket, and a step more for each of its frames."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and not self.user_middleware:
+            scope["app"] = self
+            await self.router(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class _Door:

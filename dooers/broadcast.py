@@ -89,11 +89,13 @@ class _Feed:
         after = self.after
         return evolve(change, events=tuple(event for event in change.events if event.seq > after))
 
-    def has(self, change: Change) -> None:
-        """This session has been told of the change."""
+    def take(self, change: Change) -> Change:
+        """`newer`, of which this session has been told from here on."""
+        newer = self.newer(change)
         self.thread = change.thread
-        if change.events:
-            self.after = max(self.after or 0, change.events[-1].seq)
+        if newer.events:
+            self.after = newer.events[-1].seq
+        return newer
 
 
 class Broadcast:
@@ -147,8 +149,7 @@ class Broadcast:
             newer = feed.newer(change)
             if feed.lacks(newer):
                 lacking, newer = True, evolve(newer, events=())
-            self._tell_late(member, newer, "subscribers", "tenant")
-            feed.has(newer)
+            self._tell_late(member, feed.take(newer), "subscribers", "tenant")
             if change.removes:
                 self.unsubscribe(member, thread_id)
         return lacking
@@ -208,7 +209,12 @@ class Broadcast:
     def lacks(self, change: Change) -> bool:
         """Whether somebody here has not been told of an event that came before these."""
         feeds = self._threads.get(change.thread.id) if change.events else None
-        return feeds is not None and any(feed.held is None and feed.lacks(change) for feed in feeds.values())
+        if feeds is not None:
+            first = change.events[0].seq
+            for feed in feeds.values():  # a plain loop: they may be hundreds, and it is gone through for each event
+                if feed.after is not None and first > feed.after + 1 and feed.held is None:
+                    return True
+        return False
 
     def reached(self, thread_id: str) -> int | None:
         """The last event that everybody here has who follows a thread; None where nobody is known to have any."""
@@ -260,9 +266,8 @@ class Broadcast:
     def publish(self, change: Change) -> None:
         """Tell of a stored Change everybody who may see it: each frame is made once, however many get it."""
         thread = change.thread
-        feeds = self._threads.get(thread.id, {})
-        place = self._places.get(_place(thread), ())
-        if not feeds and not place:
+        feeds = self._threads.get(thread.id) or {}
+        if not feeds and _place(thread) not in self._places:
             return  # nobody is there, which is how most background work goes: make no frames for it
         held: set[Member] = set()
         live: list[Member] = []
@@ -271,14 +276,14 @@ class Broadcast:
                 feed.held.append(change)
                 held.add(member)
                 continue
-            newer = feed.newer(change)
+            newer = feed.take(change)
             if newer is not change:
                 self._tell_late(member, newer, "subscribers")  # rare: its snapshot overtook this
             elif member.sees(thread):
                 live.append(member)
-            feed.has(change)
         for frame in frames_of(change):
             if frame.audience == "tenant":
+                place = self._places.get(_place(thread), ())
                 # Who is reading a snapshot of this very thread hears of it afterwards: the snapshot may be the older news.
                 self._put(frame, [member for member in place if member not in held and member.sees(thread)])
             else:

@@ -16,7 +16,7 @@ from dooers.codec import dumps, loads
 from dooers.models import Change, ContentPart, DocumentPart, ImagePart, Run, TextPart, Thread, ThreadEvent
 from dooers.turn import as_stored, numbered
 
-__all__ = ["Kind", "News", "about", "looks", "read", "write", "written"]
+__all__ = ["Kind", "News", "about", "is_of", "looks", "read", "write", "written"]
 
 # "look": something in this thread changed that was too large to send along, so read it. Where it has a thread and events, they are
 # without their content, and only there. With a topic: a frame to its followers that was too large, without its value.
@@ -143,6 +143,12 @@ def read(text: str | bytes) -> list[News]:
         return _counted(_converter.structure(row, Thread), row.get("created"), [_one(line) for line in lines[1:]])
     except Exception as error:
         raise ValueError(f"cannot be read ({type(error).__name__})") from error
+
+
+def is_of(text: str, sender: str) -> bool:
+    """Whether this sender said a text that the store told for it, found out without reading it; False where that is not clear."""
+    begin = text.find("\n") + 1
+    return text.startswith((f'{{"kind":"change","sender":"{sender}"', f'{{"kind":"look","sender":"{sender}"'), begin)
 
 
 def about(text: str) -> str | None:

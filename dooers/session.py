@@ -168,7 +168,7 @@ class Session:
 
     def sees(self, thread: Thread) -> bool:
         """Whether this connection may be told of a thread."""
-        return self.access.sees(thread)
+        return self._access is not None and self._access.sees(thread)
 
     def _watch_expiry(self) -> None:
         """Close the session when the proof behind its identity has ended."""

@@ -14,7 +14,7 @@ from samples import T0, THREAD
 
 from dooers.codec import dumps, loads
 from dooers.models import Change, DocumentPart, ImagePart, Run, TextPart, Thread, ThreadEvent, User
-from dooers.news import News, looks, read, write, written
+from dooers.news import News, is_of, looks, read, write, written
 
 # What may be in a model by the time it is stored: no NUL, no half of a character.
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"), max_size=30)
@@ -275,3 +275,12 @@ def test_a_deleted_thread_cannot_be_looked_at_so_its_end_is_told_whatever_its_si
     (news,) = read(text)
     assert (news.change.removes, news.change.thread) == (True, evolve(thread, metadata=None))
     assert len(text) < 2000
+
+
+def test_who_said_a_text_of_the_store_is_found_out_without_reading_it() -> None:
+    row = dumps({**ROW, "metadata": {"sender": "p"}})
+    change = Change(thread=THREAD, events=(an_event("a", data={"sender": "q", "kind": "change"}),))
+    for text in (f"{row}\n{written([change, change], 'p')}", looks([change], "p", 7900)):
+        assert is_of(text, "p")
+        assert not is_of(text, "q")
+        assert {news.sender for news in read(text)} == {"p"}

@@ -17,14 +17,19 @@ class KeyLocks:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def take(self, key: str) -> bool:
+        """Hold the key, if nobody does."""
+        if key in self._waiting:
+            return False
+        self._waiting[key] = deque()
+        return True
+
     async def acquire(self, key: str) -> None:
         """Return when nobody else holds the key, and hold it. Being cancelled leaves nothing behind."""
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            self._waiting[key] = deque()
+        if self.take(key):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting.append(turn)
+        self._waiting[key].append(turn)
         try:
             await turn
         except asyncio.CancelledError:

@@ -27,7 +27,7 @@ from dooers.brokers.postgres_keys import GONE, LOOK, AdvisoryKeys
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError, DooersError, StoreError
 from dooers.models import Change
-from dooers.news import looks, written
+from dooers.news import is_of, looks, written
 from dooers.stores.postgres_connection import address
 from dooers.stores.sql import Statement
 
@@ -53,9 +53,15 @@ _ANNOUNCE = (
     "(SELECT pg_notify(CAST(:news_channel AS TEXT), CASE WHEN octet_length(said) <= CAST(:news_limit AS INT) THEN said "
     "ELSE CAST(:news_look AS TEXT) END) FROM (SELECT row_to_json(thread)::text || E'\\n' || CAST(:news AS TEXT) AS said) AS n)"
 )
+_SAY = "SELECT count(pg_notify($1, said)) FROM unnest($2::text[]) AS said"
 # Which server and which database this is, whatever way leads there.
 _WHERE = (
     "SELECT pg_postmaster_start_time()::text || ' ' || (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+_NAME = "dooers broker"
+_OTHERS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+    f"AND application_name = '{_NAME}'"
 )
 
 
@@ -76,12 +82,17 @@ class PostgresBroker:
         self._talk = asyncio.Lock()
         self._waiting: deque[str] = deque()
         self._something = asyncio.Event()
+        # What is said of keys and of who is there, until somebody passes it on.
+        self._words: list[str] = []
+        self._passes_words = False
         self._here = asyncio.Event()
         self._lost = asyncio.Event()
         self._lasting: set[asyncio.Task[None]] = set()
         self._passing: set[asyncio.Task[None]] = set()
         self._heard: Callable[[str], None] = lambda text: None
         self._missed: Callable[[], None] = lambda: None
+        # In whose name the store says what it says by connections of its own.
+        self._sender: str | None = None
         self._company = Company(token_hex(8), self._say_word, lambda: self._missed())
         self._keys = AdvisoryKeys(
             self._channel,
@@ -94,6 +105,7 @@ class PostgresBroker:
 
     @contextmanager
     def _announce(self, changes: Sequence[Change], sender: str) -> Iterator[Statement | None]:
+        self._sender = sender
         with self._company.writing() as told:
             yield (_ANNOUNCE, self._news(changes, sender)) if told else None
 
@@ -164,7 +176,7 @@ class PostgresBroker:
             timeout=timeout,
             command_timeout=timeout,
             statement_cache_size=self._config.database_statement_cache,
-            server_settings={"application_name": "dooers broker"},
+            server_settings={"application_name": _NAME},
         )
         try:
             await connection.add_listener(self._channel, self._on_news)
@@ -217,6 +229,7 @@ class PostgresBroker:
     def _on_lost(self, connection: Any) -> None:
         if connection is self._connection:
             self._here.clear()
+            self._keys.lose()
             self._lost.set()
 
     async def _stay(self) -> None:
@@ -259,9 +272,11 @@ class PostgresBroker:
         async with self._talk:
             if not self._here.is_set():
                 raise StoreError("the broker has no connection to PostgreSQL")
-            connection = self._connection
+            connection, asked_at = self._connection, asyncio.get_running_loop().time()
             try:
-                return await connection.fetchval(query, *values)
+                answer = await connection.fetchval(query, *values)
+                self._keys.answered(asked_at)
+                return answer
             finally:
                 if connection.is_closed():  # the driver does not always tell, where it was lost in the middle of this
                     self._on_lost(connection)
@@ -290,9 +305,8 @@ class PostgresBroker:
     async def _say_some(self) -> None:
         texts = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))]
         # Notifications of one transaction come in its order. Equal ones would come once, but no text is said twice.
-        query = "SELECT count(pg_notify($1, said)) FROM unnest($2::text[]) AS said"
         try:
-            await self._run(query, self._channel, texts)
+            await self._run(_SAY, self._channel, texts)
         except (asyncpg.DataError, asyncpg.InvalidParameterValueError) as error:
             log.error("the broker could not say something: %r", error)
             self._company.owe()
@@ -307,8 +321,9 @@ class PostgresBroker:
                 await asyncio.sleep(LOOK)
 
     def _on_news(self, connection: Any, pid: int, channel: str, payload: str) -> None:
-        if pid != connection.get_server_pid():
-            self._heard(payload)
+        if pid == connection.get_server_pid() or (self._sender is not None and is_of(payload, self._sender)):
+            return  # we said so ourselves
+        self._heard(payload)
 
     # ------------------------------------------------------------ keys, and who is there
 
@@ -341,22 +356,39 @@ class PostgresBroker:
             self._company.hear(word, what)
 
     def _say_word(self, word: str) -> None:
-        _spawn(self._passing, self._pass_word(word))
+        self._words.append(word)
+        if not self._passes_words:
+            self._passes_words = True
+            _spawn(self._passing, self._pass_words())
 
-    async def _pass_word(self, word: str) -> None:
-        with suppress(StoreError, *GONE):  # who comes back asks again
-            await self._run("SELECT pg_notify($1, $2)", self._words_channel, word)
+    async def _pass_words(self) -> None:
+        try:
+            while self._words:
+                words, self._words = self._words, []
+                with suppress(StoreError, *GONE):  # who comes back asks again
+                    await self._run(_SAY, self._words_channel, words)
+        finally:
+            self._passes_words = False
 
     async def _look_round(self) -> None:
         """Know who is there, also when somebody goes without a word."""
         anew = True
         while True:
             self._company.ask(anew=anew)
-            await asyncio.sleep(ANSWER)
+            # Whoever comes after that says so himself.
+            if not await self._is_by_itself():
+                await asyncio.sleep(ANSWER)
             if self._here.is_set():
                 self._company.settle()
             anew = False
             await asyncio.sleep(ROUND)
+
+    async def _is_by_itself(self) -> bool:
+        """Whether the server has no other broker in this database, for any tables: then there is nobody to wait for."""
+        try:
+            return not await self._run(_OTHERS)
+        except (StoreError, *GONE):
+            return False
 
 
 def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:

@@ -3,6 +3,9 @@
 Waiting there would keep the connection from everything else. So whoever does not get a key says that it is wanted, and whoever holds it
 says that it has it, and that it is free when it is. A holder that says nothing stands still, or is gone without the server's knowing:
 its connection is ended.
+
+A key that nobody else wants is kept when its turn is over: the next turn of that thread in this process asks nobody. It is let go as
+soon as somebody wants it, or when there are too many.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 
 # Seconds between two looks whether a key is free, at first and at most.
 LOOK, LOOK_AT_MOST = 0.05, 1.0
+# Keys kept at most: the server's table of locks is one for everybody, and it is finite.
+KEPT = 500
 
 # Lets go of some keys and tries to take others, in this order.
 _ASK = (
@@ -69,6 +74,10 @@ class AdvisoryKeys:
         self._silent: dict[str, float] = {}
         self._held: set[str] = set()
         self._wanted: set[str] = set()
+        # Keys that are ours though no turn has them, the one that was not needed for the longest time first.
+        self._kept: dict[str, None] = {}
+        # When the last question was asked that was answered, in the time of the loop.
+        self._asked_at = -inf
         self._locks = KeyLocks()
         # What is to be asked with the next query: many turns begin and end while one is on its way.
         self._asked: list[tuple[bool, str, asyncio.Future[bool]]] = []
@@ -77,11 +86,30 @@ class AdvisoryKeys:
     async def lock(self, key: str) -> None:
         await self._locks.acquire(key)
         try:
-            await self._take(key)
+            if not await self._has_kept(key):
+                await self._take(key)
         except BaseException:
             self._locks.release(key)
             raise
         self._held.add(key)
+
+    async def _has_kept(self, key: str) -> bool:
+        """Whether a key was kept, and is ours beyond doubt. It is not kept any more.
+
+        Who wants a key says so, and takes it from us only after `patience` seconds. What was said before a question is heard before
+        its answer. So if one was asked and answered since, nobody has taken the key from us while we stood still.
+        """
+        if key not in self._kept:
+            return False
+        del self._kept[key]
+        if asyncio.get_running_loop().time() - self._asked_at < self._patience:
+            return True
+        await self._free(key, wanted=False)
+        return False
+
+    def answered(self, asked_at: float) -> None:
+        """The server has answered what it was asked at this time."""
+        self._asked_at = max(self._asked_at, asked_at)
 
     async def _take(self, key: str) -> None:
         freed, pause, unasked = self._freed.setdefault(key, asyncio.Event()), LOOK, inf
@@ -125,11 +153,25 @@ class AdvisoryKeys:
             self._spawn(self._free(key, wanted=True))
 
     def unlock(self, key: str) -> None:
-        if key in self._held:
-            self._held.discard(key)
-            wanted = key in self._wanted
+        if key not in self._held:
+            return
+        self._held.discard(key)
+        if key in self._wanted:
             self._wanted.discard(key)
+            self._spawn(self._pass_on(key, wanted=True))
+            return
+        self._kept[key] = None
+        self._locks.release(key)
+        if len(self._kept) > KEPT:
+            self._let_go(next(iter(self._kept)))
+
+    def _let_go(self, key: str, *, wanted: bool = False) -> None:
+        """Free a kept key; if a turn here is just taking it, that passes it on when it is over."""
+        if self._locks.take(key):
+            del self._kept[key]
             self._spawn(self._pass_on(key, wanted=wanted))
+        elif wanted:
+            self._wanted.add(key)
 
     async def _pass_on(self, key: str, *, wanted: bool) -> None:
         """Free a key for other processes, then for waiters in this one: those who asked from outside get their chance first."""
@@ -187,6 +229,13 @@ class AdvisoryKeys:
         elif word == "want" and key in self._held:
             self._wanted.add(key)
             self._say(f"have {key}")
+        elif word == "want" and key in self._kept:
+            self._let_go(key, wanted=True)
+
+    def lose(self) -> None:
+        """The connection is lost, and what is only kept is not worth to be taken again."""
+        self._kept.clear()
+        self._asked_at = -inf
 
     async def take_back(self) -> None:
         """The server let go of our keys as the connection ended. Take them again, before somebody else does."""
@@ -205,6 +254,7 @@ class AdvisoryKeys:
     def forget(self) -> None:
         """The connection is closed, and all keys with it."""
         self._held.clear()
+        self.lose()
 
     def _name(self, key: str) -> str:
         return f"{self._prefix} {key}"

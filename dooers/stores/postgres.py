@@ -1,21 +1,22 @@
-"""PostgreSQL: a pool of connections, threads written side by side, whatever waits for one thread in one statement.
+"""PostgreSQL: a pool of connections, and whatever waits for many threads in one statement.
 
-A statement is a transaction here, so nothing can be half written and a Change costs one round trip. When a connection is lost
+A statement is a transaction here, so nothing can be half written and many Changes cost one round trip. When a connection is lost
 while one is on its way, nobody knows whether it was written; ids are made by us, so the next try looks first.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
 from datetime import datetime
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import asyncpg
 from attrs import evolve
 
-from dooers.codec import loads
+from dooers.codec import loads, user
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, NotFoundError, StoreError
 from dooers.models import (
@@ -28,18 +29,21 @@ from dooers.models import (
     Thread,
     ThreadEvent,
     ThreadQuery,
+    User,
 )
 from dooers.stats import Tally
 from dooers.stores import COUNTED, Schema, nowhere, snapshot_of, store_error
 from dooers.stores.postgres_connection import Line, Patience, Pool, interrupted, transient
 from dooers.stores.postgres_schema import look_into, prepare
-from dooers.stores.postgres_writers import Outcome, Writers
+from dooers.stores.postgres_writers import Group, Outcomes, Writers
 from dooers.stores.rows import Row, event_of, run_of, thread_of
 from dooers.stores.sql import Statement
 from dooers.stores.sql_postgres import Beside, PostgresStatements, creates, mergeable
 from dooers.turn import as_stored, has_ended, numbered
 
 __all__ = ["PostgresStore"]
+
+T = TypeVar("T")
 
 
 class PostgresStore:
@@ -54,7 +58,7 @@ class PostgresStore:
         self._pool = Pool(config)
         # A quarter of the pool, one connection at least, is left to readers.
         most = config.database_pool_max - max(1, config.database_pool_max // 4)
-        self._writers = Writers(self._pool, self._write, mergeable, most)
+        self._writers = Writers(self._pool, self._write, self._write_apart, mergeable, most)
 
     # ------------------------------------------------------------ lifecycle
 
@@ -116,117 +120,135 @@ class PostgresStore:
     def apply(self, change: Change) -> asyncio.Future[Change]:
         return self._writers.add(change)
 
-    async def _write(self, line: Line, changes: list[Change], given: float, unsure: bool = False) -> list[Outcome]:
-        """Write Changes of one thread, in order, and answer for each. Whatever happens, being cancelled too, does not end this
-        before the answers are there. `unsure`: a try before this one may have written them."""
-        try:
-            with self._beside(changes) as beside:
-                return await self._write_patiently(line, changes, beside, given, unsure)
-        except Exception as error:  # there are no words for one of them
-            if len(changes) > 1:
-                return [(await self._write(line, [change], given, unsure))[0] for change in changes]
-            return [store_error(error)]
+    async def _write(self, line: Line, groups: list[Group]) -> Sequence[Outcomes | None]:
+        """Write groups of different threads in one statement. Of one that it refuses, or where one spoils it for all, more is found out
+        apart."""
+        with ExitStack() as stack:
+            chosen, beside = list[Group](), list[Statement | None]()
+            for group in groups:
+                with suppress(Exception):  # there are no words for it, which it is told apart
+                    if not group.changes[0].removes:
+                        beside.append(stack.enter_context(self._beside(group.changes)))
+                        chosen.append(group)
+            answers: Sequence[Outcomes | None] = []
+            try:
+                if chosen:
+                    answers = await self._tried(line, chosen, partial(self._write_all, line, chosen, beside))
+            except (Exception, asyncio.CancelledError) as error:
+                if transient(error) or isinstance(error, asyncpg.QueryCanceledError):  # they have waited long enough
+                    answers = [[store_error(error) for _ in group.changes] for group in chosen]
+            answer_of = dict(zip(chosen, answers, strict=False))
+            return [answer_of.get(group) for group in groups]
 
-    async def _write_patiently(
-        self, line: Line, changes: list[Change], beside: Statement | None, given: float, unsure: bool
-    ) -> list[Outcome]:
-        patience = Patience(given + self._pool.timeout)
+    async def _write_apart(self, line: Line, group: Group) -> Outcomes:
+        """Write a group by itself; where it cannot be written as one, each of its Changes by itself."""
+        failed: BaseException
+        try:
+            with self._beside(group.changes) as beside:
+                try:
+                    return await self._tried(line, [group], partial(self._write_one, line, group, beside))
+                except (Exception, asyncio.CancelledError) as error:
+                    failed = error
+        except Exception as error:  # there are no words for one of them
+            failed = error
+        if len(group.changes) == 1 or transient(failed):
+            return [store_error(failed) for _ in group.changes]
+        if isinstance(failed, NotFoundError) and group.changes[0].during is None:
+            return [store_error(failed) for _ in group.changes]  # they find their thread in the same way
+        # One of them spoils it for the others, or begins or ends a run, so that it may be written where another may not.
+        return [(await self._write_apart(line, alone))[0] for alone in group.split()]
+
+    async def _tried(self, line: Line, groups: Sequence[Group], work: Callable[[], Awaitable[T]]) -> T:
+        """Do this until the connection lasts, or there is no time left. Being cancelled does not end it: what was asked for is written."""
+        patience = Patience(max(group.given for group in groups) + self._pool.timeout)
         while True:
             try:
                 await patience.pause()
                 await line.refresh()
-                stored = await self._found(line, changes) if unsure else None
-                stored = stored or await self._write_all(line, changes, beside, unsure)
-                self.tally.count(len(changes))
-                return list(stored)
-            except NotFoundError as error:
-                if len(changes) > 1 and changes[0].during is not None:
-                    # One that begins or ends a run may be written where another of that run may not.
-                    return [(await self._write(line, [change], given, unsure))[0] for change in changes]
-                return [store_error(error) for _ in changes]
+                return await work()
             except (Exception, asyncio.CancelledError) as error:
-                if transient(error) and not patience.over:
-                    unsure = unsure or interrupted(error)
-                elif len(changes) > 1 and not transient(error):
-                    # One of them spoils it for the others: each alone, then.
-                    return [(await self._write(line, [change], given, unsure))[0] for change in changes]
-                else:
-                    return [store_error(error) for _ in changes]
+                if not transient(error) or patience.over:
+                    raise
+                for group in groups:
+                    group.unsure = group.unsure or interrupted(error)
 
     async def _write_all(
-        self, line: Line, changes: list[Change], beside: Statement | None, unsure: bool
-    ) -> list[Change]:
-        first = changes[0]
-        try:
-            rows = await line.fetch(self._sql.write(changes, beside))
-        except asyncpg.UniqueViolationError:
-            # What was thought lost has been written meanwhile, or somebody else has stored the same message in the same moment.
-            if unsure and (stored := await self._found(line, changes)) is not None:
-                return stored
-            if (again := await self._repeated(line, first)) is None:
-                raise
-            return [again]
-        if not rows:
-            return [await self._refused(line, first, unsure)]
-        row = dict(rows[0])
-        created = row.pop("created", False)
-        row.pop("beside", None)
-        thread = thread_of(row)
-        if first.removes:
-            return [evolve(first, thread=thread)]
-        if creates(first):
-            created = created or (unsure and thread.created_at == first.thread.created_at)
-            events = numbered(first, thread.last_seq - first.takes)
-            return [evolve(first, thread=thread, events=events, created=created)]
-        return as_stored(thread, changes)
+        self, line: Line, groups: list[Group], beside: list[Statement | None]
+    ) -> list[Outcomes | None]:
+        stored = await self._found(line, groups)
+        left = [n for n in range(len(groups)) if n not in stored]
+        if left:
+            changes = [groups[n].changes for n in left]
+            rows = await line.fetch(self._sql.write(changes, [beside[n] for n in left]))
+            stored |= {left[row["n"]]: _as_written(groups[left[row["n"]]], row) for row in rows}
+        if stored:
+            self.tally.count(sum(len(groups[n].changes) for n in stored))
+        return [stored.get(n) for n in range(len(groups))]
 
-    async def _refused(self, line: Line, change: Change, unsure: bool) -> Change:
-        """The Change where its statement found no thread to write to: a repeat, a thread that is gone already, or an error."""
-        again = await self._repeated(line, change)
-        if again is not None:
-            return again
-        if change.removes and unsure and not await line.fetch(self._sql.thread(change.thread.id)):
-            return change  # it was we who removed it, when the connection was lost
-        raise nowhere(change)
+    async def _write_one(self, line: Line, group: Group, beside: Statement | None) -> Outcomes:
+        first = group.changes[0]
+        # Most of what was refused among others is a repeat.
+        stored = (await self._found(line, [group])).get(0) or await self._repeated(line, first)
+        if stored is None and first.removes:
+            stored = await self._remove(line, group, beside)
+        elif stored is None:
+            try:
+                stored = await self._append(line, group, beside) or await self._repeated(line, first)
+            except asyncpg.UniqueViolationError:
+                # What was thought lost has been written meanwhile, or somebody else has stored the same message in the same moment.
+                stored = (await self._found(line, [group])).get(0) or await self._repeated(line, first)
+                if stored is None:
+                    raise
+        if stored is None:
+            raise nowhere(first)
+        self.tally.count(len(group.changes))
+        return stored
 
-    async def _repeated(self, line: Line, change: Change) -> Change | None:
+    async def _append(self, line: Line, group: Group, beside: Statement | None) -> Outcomes | None:
+        statement = self._sql.write([group.changes], [beside], waits=True)
+        rows = await line.fetch(statement)
+        if not rows and creates(group.changes[0]):
+            # Somebody else may have made the thread after the statement began. Now it would be seen.
+            rows = await line.fetch(statement)
+        return _as_written(group, rows[0]) if rows else None
+
+    async def _remove(self, line: Line, group: Group, beside: Statement | None) -> Outcomes | None:
+        (change,) = group.changes
+        for row in await line.fetch(self._sql.remove(change, beside)):
+            return [evolve(change, thread=_thread_of(row))]
+        if group.unsure and not await line.fetch(self._sql.thread(change.thread.id)):
+            return [change]  # it was we who removed it, when the connection was lost
+        return None
+
+    async def _repeated(self, line: Line, change: Change) -> Outcomes | None:
         if change.repeat_key is None:
             return None
         for row in await line.fetch(self._sql.event_by_key(change.repeat_key)):
             event = event_of(row)
             for thread in await line.fetch(self._sql.thread(event.thread_id)):
-                return evolve(change, thread=thread_of(thread), events=(event,), repeated=True)
+                return [evolve(change, thread=thread_of(thread), events=(event,), repeated=True)]
         return None
 
-    async def _found(self, line: Line, changes: list[Change]) -> list[Change] | None:
-        """The Changes as stored by a try whose answer was lost. None if they are not stored, or have no event nor the end of
-        their run to know them by: then they may be written, as to set a title twice is to do it once."""
-        ids = [event.id for change in changes for event in change.events]
-        if not ids:
-            return await self._found_ended(line, changes)
-        kept = {row["id"]: event_of(row) for row in await line.fetch(self._sql.events_by_id(ids))}
-        rows = await line.fetch(self._sql.thread(changes[0].thread.id)) if len(kept) == len(ids) else []
-        if not rows or any(event.thread_id != changes[0].thread.id for event in kept.values()):
-            return None
-        thread = thread_of(rows[0])
-        return [
-            evolve(
-                change,
-                thread=thread,
-                events=tuple(kept[event.id] for event in change.events),
-                created=creates(change) and kept[change.events[0].id].seq == 1 + change.skips,
-            )
-            for change in changes
-        ]
-
-    async def _found_ended(self, line: Line, changes: list[Change]) -> list[Change] | None:
-        if changes[0].during is None:
-            return None
-        runs = await line.fetch(self._sql.run(changes[0].during))
-        if not runs or not has_ended(changes, run_of(runs[0])):
-            return None
-        rows = await line.fetch(self._sql.thread(changes[0].thread.id))
-        return as_stored(thread_of(rows[0]), changes) if rows else None
+    async def _found(self, line: Line, groups: list[Group]) -> dict[int, Outcomes]:
+        """Those of the unsure groups that were stored by a try whose answer was lost, by their place. What has no event nor the end of
+        a run to know it by is not found: then it may be written, as to set a title twice is to do it once."""
+        unsure = {n: group.changes for n, group in enumerate(groups) if group.unsure}
+        if not unsure:
+            return {}
+        ids = [event.id for changes in unsure.values() for change in changes for event in change.events]
+        during = {n: changes[0].during for n, changes in unsure.items() if changes[0].during is not None}
+        kept = {row["id"]: event_of(row) for row in (await line.fetch(self._sql.events_by_id(ids)) if ids else [])}
+        runs = [run_of(row) for row in (await line.fetch(self._sql.runs_by_id([*during.values()])) if during else [])]
+        ended = {run.id: run for run in runs}
+        found = dict[int, Outcomes]()
+        for row in await line.fetch(self._sql.threads_by_id([changes[0].thread.id for changes in unsure.values()])):
+            thread = thread_of(row)
+            for n, changes in unsure.items():
+                if changes[0].thread.id == thread.id:
+                    stored = _as_kept(thread, changes, kept, ended.get(during.get(n, "")))
+                    if stored is not None:
+                        found[n] = stored
+        return found
 
     async def remove_event(self, event_id: str) -> None:
         await self._fetch(self._sql.remove_event(event_id))
@@ -299,6 +321,63 @@ class PostgresStore:
 
     async def configured(self) -> list[str]:
         return sorted(row["worker_id"] for row in await self._fetch(self._sql.configured()))
+
+
+def _as_written(group: Group, row: Row) -> Outcomes:
+    """Changes as they are stored, from the row that their statement gave."""
+    thread, changes = _thread_of(row), group.changes
+    if not row["created"]:
+        stored = as_stored(thread, changes)
+        # A try whose answer was lost may have made the thread of a Change that nothing else tells of.
+        made = group.unsure and creates(changes[0]) and thread.created_at == changes[0].thread.created_at
+        return [evolve(stored[0], created=True)] if made else [*stored]
+    (change,) = changes
+    return [evolve(change, thread=thread, events=numbered(change, thread.last_seq - change.takes), created=True)]
+
+
+def _as_kept(
+    thread: Thread, changes: list[Change], kept: Mapping[str, ThreadEvent], run: Run | None
+) -> Outcomes | None:
+    """Changes that were stored, by what there is of them now; None if they were not, or if that cannot be known."""
+    ids = [event.id for change in changes for event in change.events]
+    if not ids:
+        return [*as_stored(thread, changes)] if has_ended(changes, run) else None
+    if any(event_id not in kept or kept[event_id].thread_id != thread.id for event_id in ids):
+        return None
+    return [
+        evolve(
+            change,
+            thread=thread,
+            events=tuple(kept[event.id] for event in change.events),
+            created=creates(change) and kept[change.events[0].id].seq == 1 + change.skips,
+        )
+        for change in changes
+    ]
+
+
+@lru_cache(maxsize=1024)
+def _owner(text: str) -> User:
+    # The same few people, again and again.
+    return user(loads(text))
+
+
+def _thread_of(row: Row) -> Thread:
+    """The thread in a row of a statement that writes: what `rows.thread_of` does, at a fraction of what it costs."""
+    metadata = row["metadata"]
+    return Thread(
+        id=row["id"],
+        worker_id=row["worker_id"],
+        organization_id=row["organization_id"],
+        workspace_id=row["workspace_id"],
+        user_id=row["user_id"],
+        owner=_owner(row["owner"]),
+        title=row["title"],
+        metadata=None if metadata is None else loads(metadata),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        last_event_at=row["last_event_at"],
+        last_seq=row["last_seq"],
+    )
 
 
 class _Reader:

@@ -1,22 +1,22 @@
-"""How PostgreSQL writes Changes: all that waits for one thread in a single statement, so in one round trip and one transaction.
+"""How PostgreSQL writes Changes: what waits for many threads in a single statement, so in one round trip and one transaction.
 
-The statement's first part finds or makes the thread's row, in scope, and holds it; everything else hangs on that row, so
-without it nothing is written. `mergeable` says which Changes may share a statement. Text and parameters only, as in `sql.py`.
+The statement's first part finds or makes each thread's row, in scope, and holds it; everything else hangs on that row, so
+without it nothing is written of that thread. `mergeable` says which Changes of one thread may be written as one. There is one text for
+all of it, prepared once a connection. Text and parameters only, as in `sql.py`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from attrs import evolve
-
 from dooers.access import visible
 from dooers.codec import dumps, plain_parts, plain_user
-from dooers.models import Change, Run
-from dooers.stores.rows import EVENT_COLUMNS, RUN_COLUMNS, THREAD_COLUMNS, maybe_json, run_row, thread_row
+from dooers.models import Change, Run, Thread
+from dooers.stores.rows import EVENT_COLUMNS, RUN_COLUMNS, THREAD_COLUMNS, run_row
 from dooers.stores.sql import Statement, Statements, in_scope, scope_values
 from dooers.turn import begins, ends
 
@@ -39,16 +39,17 @@ _EVENT = (
     "n INT, id TEXT, turn_seq BIGINT, type TEXT, actor TEXT, author TEXT, user_id TEXT, sender JSONB, content JSONB, "
     "data JSONB, run_id TEXT, client_event_id TEXT, notice SMALLINT, created_at TIMESTAMPTZ, repeat_key TEXT"
 )
+_LANE = (
+    "n INT, id TEXT, takes INT, scope_worker TEXT, scope_organization TEXT, scope_workspace TEXT, scope_user TEXT, "
+    "made_at TIMESTAMPTZ, during TEXT, begins BOOL, repeat_key TEXT, makes JSONB, sets JSONB, events JSONB, runs JSONB, said JSONB"
+)
 _RUN = (
     "id TEXT, thread_id TEXT, agent_id TEXT, status TEXT, started_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, error TEXT, "
     "process_id TEXT"
 )
-_PATCH: dict[str, Callable[[Any], Any]] = {
-    "title": lambda v: v,
-    "metadata": maybe_json,
-    "updated_at": lambda v: v,
-    "last_event_at": lambda v: v,
-}
+_PATCHED = {"title", "metadata", "updated_at", "last_event_at"}
+# A parameter of an expression beside, and where its value is in a statement that has one for each thread.
+_NAME, _SAID = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)"), r"(held.said ->> '\1')"
 
 
 def creates(change: Change) -> bool:
@@ -74,15 +75,14 @@ def _made_at(change: Change) -> datetime | None:
 
 
 class PostgresStatements(Statements):
-    """Times are native here, and a Change, or several, is one statement that returns the thread's row.
+    """Times are native here, and Changes, also of many threads, are one statement that returns the row of each thread.
 
-    It is the row as it was before them, or with `creates` as it is after. No row: there is no such thread, or it was a repeat.
+    It is the row as it was before them, or where it was `created` as it is after. No row: there is no such thread, or it was a repeat.
     """
 
     def __init__(self, prefix: str) -> None:
         super().__init__(prefix)
-        # Texts by what is in them: each is prepared once a connection, and a turn uses a handful.
-        self._texts: dict[Any, str] = {}
+        self._texts: dict[tuple[str, bool], str] = {}
 
     def at(self, moment: datetime) -> Any:
         return moment
@@ -123,108 +123,110 @@ class PostgresStatements(Statements):
         """Keep others from changing these tables until the end of the transaction; those of another prefix do not wait."""
         return "SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))", {"name": f"dooers schema {self.version}"}
 
-    # ------------------------------------------------------------ one statement for a Change, or several
+    def threads_by_id(self, thread_ids: list[str]) -> Statement:
+        return f"SELECT {THREAD_COLUMNS} FROM {self.threads} WHERE id = ANY(:ids)", {"ids": thread_ids}
 
-    def write(self, changes: Sequence[Change], beside: Statement | None = None) -> Statement:
-        """Write these Changes, which are mergeable or only one, in order."""
-        first = changes[0]
-        expression, more = beside if beside is not None else ("", {})
-        values: dict[str, Any] = {"id": first.thread.id, **scope_values(first.guard), **more}
-        if first.repeat_key is not None:
-            values["repeat_key"] = first.repeat_key
-        if first.removes:
-            return self._text(("remove", first.repeat_key is not None, expression)), values
-        count = sum(change.takes for change in changes)
-        runs = _folded(run for change in changes for run in change.runs)
-        sets = _sets(changes)
-        values |= sets
-        if count:
-            values |= {"count": count, "events": dumps(list(_event_rows(changes, first.repeat_key)))}
-        if runs:
-            values["runs"] = dumps([run_row(run, self.at) for run in runs])
-        how = "open" if creates(first) else "append"
-        if how == "open":
-            values = {**thread_row(first.thread, self.at), **values, "last_seq": first.takes, "count": first.takes}
-        else:
-            values["made_at"] = _made_at(first)
-        during = how == "append" and first.during is not None
-        if during:
-            values |= {"during": first.during, "unknown": "running" if begins(first) else ""}
-        key = (how, first.repeat_key is not None, expression, tuple(sorted(sets)), bool(count), bool(runs), during)
-        return self._text(key), values
+    def runs_by_id(self, run_ids: list[str]) -> Statement:
+        return f"SELECT {RUN_COLUMNS} FROM {self.runs} WHERE id = ANY(:ids)", {"ids": run_ids}
 
-    def _text(self, key: tuple[Any, ...]) -> str:
-        text = self._texts.get(key)
+    # ------------------------------------------------------------ one statement for many Changes
+
+    def remove(self, change: Change, beside: Statement | None = None) -> Statement:
+        """Delete a thread; its events and runs go with it by foreign key. Returns its row, or none."""
+        expression, more = beside if beside is not None else ("NULL", {})
+        once = f"AND (CAST(:repeat_key AS TEXT) IS NULL OR {self._unknown_key(':repeat_key')})"
+        return (
+            f"WITH thread AS (DELETE FROM {self.threads} WHERE id = :id AND {in_scope('')} {once} RETURNING *) "
+            f"SELECT {THREAD_COLUMNS}, {expression} AS beside FROM thread"
+        ), {"id": change.thread.id, "repeat_key": change.repeat_key, **scope_values(change.guard), **more}
+
+    def write(
+        self, groups: Sequence[Sequence[Change]], beside: Sequence[Statement | None] = (), *, waits: bool = False
+    ) -> Statement:
+        """Write groups of Changes, each of one thread, mergeable and in order, no two of the same thread; none removes one.
+
+        Without `waits` a thread that somebody else holds is left out, and so is one whose run is held: nobody waits in a circle, and
+        a thread that is held up holds up no other.
+        """
+        said = [None if one is None else one[1] for one in beside] or [None] * len(groups)
+        expression = next((one[0] for one in beside if one is not None), "")
+        # New threads are made in the order of their ids: so two who make the same ones wait in one order.
+        lanes = [_lane(n, group, words) for n, (group, words) in enumerate(zip(groups, said, strict=True))]
+        lanes.sort(key=lambda lane: lane["id"])
+        text = self._texts.get((expression, waits))
         if text is None:
-            text = self._texts[key] = self._compose(*key)
-        return text
+            text = self._texts[expression, waits] = self._compose(expression, "" if waits else " SKIP LOCKED")
+        return text, {"lanes": dumps(lanes)}
 
-    def _compose(
-        self,
-        how: str,
-        keyed: bool,
-        expression: str,
-        sets: tuple[str, ...] = (),
-        events: bool = False,
-        runs: bool = False,
-        during: bool = False,
-    ) -> str:
-        once = f" AND NOT EXISTS (SELECT 1 FROM {self.events} WHERE repeat_key = :repeat_key)" if keyed else ""
-        if how == "remove":
-            parts = [f"thread AS (DELETE FROM {self.threads} WHERE id = :id AND {in_scope('')}{once} RETURNING *)"]
-        elif how == "open":
-            parts = [self._open(sets, once)]
-        else:
-            parts = self._append(sets, events, once, during)
-        if runs:
-            parts.append(self._put_runs())
-        if events:
-            parts.append(self._add_events("thread.last_seq - :count" if how == "open" else "thread.last_seq", keyed))
-        columns = (
-            THREAD_COLUMNS
-            + (", created" if how == "open" else "")
-            + (f", {expression} AS beside" if expression else "")
+    def _compose(self, expression: str, skip: str) -> str:
+        columns = THREAD_COLUMNS.split(", ")
+        lane = "lane.id, n, takes, sets, events, runs, said"
+        row = ", ".join(f"{name} {_TYPES.get(name, 'TEXT')}" for name in columns)
+        beside = (
+            f"CASE WHEN held.said IS NOT NULL THEN {_NAME.sub(_SAID, expression)} END AS beside"
+            if expression
+            else "NULL"
         )
-        return f"WITH {', '.join(parts)} SELECT {columns} FROM thread"
-
-    def _open(self, sets: tuple[str, ...], once: str) -> str:
-        values = ", ".join(f"CAST(:{name} AS {_TYPES.get(name, 'TEXT')})" for name in THREAD_COLUMNS.split(", "))
-        update = ", ".join(["last_seq = t.last_seq + :count", *(f"{name} = :{name}" for name in sets)])
-        # A row that was inserted has no xmax; one that was updated has been locked first, and has.
+        parts = (
+            f"lane AS ({self._find(skip)})",
+            f"made AS (INSERT INTO {self.threads} ({THREAD_COLUMNS}) SELECT {', '.join(f'r.{name}' for name in columns)} "
+            f"FROM lane, jsonb_to_record(lane.makes) AS r ({row}) WHERE lane.state = 'makes' "
+            f"ON CONFLICT (id) DO NOTHING RETURNING {THREAD_COLUMNS})",
+            # The row as it was found, or as it was made.
+            f"held AS (SELECT {lane}, {', '.join(columns[1:])}, CAST(NULL AS BOOL) AS created, last_seq AS before "
+            f"FROM lane WHERE state = 'running' "
+            f"UNION ALL SELECT {lane}, {', '.join(f'made.{name}' for name in columns[1:])}, TRUE, 0 "
+            f"FROM made JOIN lane ON lane.id = made.id)",
+            self._touch(),
+            self._put_runs(),
+            self._add_events(),
+        )
         return (
-            f"thread AS (INSERT INTO {self.threads} AS t ({THREAD_COLUMNS}) SELECT {values} WHERE TRUE{once} "
-            f"ON CONFLICT (id) DO UPDATE SET {update} WHERE {in_scope('t.')} RETURNING t.*, t.xmax = 0 AS created)"
+            f"WITH {', '.join(parts)} SELECT thread.*, n, {beside} FROM held, "
+            f"LATERAL (SELECT {', '.join(f'held.{name}' for name in columns)}, held.created) AS thread"
         )
 
-    def _append(self, sets: tuple[str, ...], events: bool, once: str, during: bool) -> list[str]:
-        # The row is locked as it is now, not as it was when the statement began: nobody else gives out these numbers.
-        exact = "(CAST(:made_at AS TIMESTAMPTZ) IS NULL OR created_at = :made_at)"
-        parts = [
-            f"{'held' if during else 'thread'} AS (SELECT {THREAD_COLUMNS} FROM {self.threads} "
-            f"WHERE id = :id AND {exact} AND {in_scope('')}{once} FOR NO KEY UPDATE)"
-        ]
-        if during:
-            # So is the run, and after the thread: whoever closes a run says so in its thread, and what is before that may stand.
-            # A weaker lock would show it as it was. Only this statement's own run is locked, so nobody waits in a circle.
-            parts += [
-                f"run AS (SELECT r.status FROM held, {self.runs} AS r WHERE r.id = :during FOR SHARE OF r)",
-                f"thread AS (SELECT {THREAD_COLUMNS} FROM held "
-                f"WHERE coalesce((SELECT status FROM run), :unknown) = 'running')",
-            ]
-        update = [f"{name} = :{name}" for name in sets] + (["last_seq = t.last_seq + :count"] if events else [])
-        if update:
-            parts.append(
-                f"touched AS (UPDATE {self.threads} AS t SET {', '.join(update)} FROM thread WHERE t.id = thread.id)"
-            )
-        return parts
+    def _find(self, skip: str) -> str:
+        """Each lane with the row of its thread as it is now, held, and with how things stand: "running" where it may be appended to.
 
-    def _add_events(self, before: str, keyed: bool) -> str:
-        number = f"{before} + e.n"
+        The row is held before the run is looked at, and as it is now, not as it was when the statement began: nobody else gives out these
+        numbers. So is the run: whoever closes one says so in its thread, and what is before that may stand. A weaker lock would show
+        it as it was.
+        """
+        scope = in_scope("t.").replace(":", "g.")
+        columns = ", ".join(f"t.{name}" for name in THREAD_COLUMNS.split(", ")[1:])
         return (
-            f"added AS (INSERT INTO {self.events} ({EVENT_COLUMNS}, repeat_key) SELECT e.id, thread.id, {number}, "
-            f"CASE WHEN e.turn_seq = 0 THEN {number} ELSE e.turn_seq END, e.type, e.actor, e.author, e.user_id, "
+            f"SELECT g.*, {columns}, CASE WHEN NOT {self._unknown_key('g.repeat_key')} THEN 'repeat' "
+            f"WHEN t.id IS NULL THEN CASE WHEN g.makes IS NULL THEN 'nowhere' ELSE 'makes' END "
+            f"WHEN r.status IS NOT NULL OR g.during IS NULL THEN coalesce(r.status, 'running') "
+            f"WHEN g.begins AND (SELECT u.id FROM {self.runs} AS u WHERE u.id = g.during) IS NULL THEN 'running' END AS state "
+            f"FROM jsonb_to_recordset(CAST(:lanes AS JSONB)) AS g ({_LANE}) "
+            f"LEFT JOIN LATERAL (SELECT {THREAD_COLUMNS} FROM {self.threads} AS t WHERE t.id = g.id "
+            f"AND (g.made_at IS NULL OR t.created_at = g.made_at) AND {scope} FOR NO KEY UPDATE{skip}) AS t ON TRUE "
+            f"LEFT JOIN LATERAL (SELECT r.status FROM {self.runs} AS r WHERE r.id = g.during AND t.id IS NOT NULL "
+            f"FOR SHARE{skip}) AS r ON TRUE"
+        )
+
+    def _unknown_key(self, key: str) -> str:
+        # A subquery for a value is asked for each row by itself, by the index: no plan makes a join of it that reads the table.
+        return f"(SELECT k.id FROM {self.events} AS k WHERE k.repeat_key = {key}) IS NULL"
+
+    def _touch(self) -> str:
+        return (
+            f"touched AS (UPDATE {self.threads} AS t SET last_seq = t.last_seq + takes, "
+            f"title = CASE WHEN sets ? 'title' THEN sets ->> 'title' ELSE t.title END, "
+            f"metadata = CASE WHEN sets ? 'metadata' THEN nullif(sets -> 'metadata', 'null') ELSE t.metadata END, "
+            f"updated_at = coalesce(CAST(sets ->> 'updated_at' AS TIMESTAMPTZ), t.updated_at), "
+            f"last_event_at = coalesce(CAST(sets ->> 'last_event_at' AS TIMESTAMPTZ), t.last_event_at) "
+            f"FROM held WHERE t.id = held.id AND held.created IS NULL AND (takes > 0 OR sets IS NOT NULL))"
+        )
+
+    def _add_events(self) -> str:
+        return (
+            f"added AS (INSERT INTO {self.events} ({EVENT_COLUMNS}, repeat_key) SELECT e.id, held.id, before + e.n, "
+            f"CASE WHEN e.turn_seq = 0 THEN before + e.n ELSE e.turn_seq END, e.type, e.actor, e.author, e.user_id, "
             f"e.sender, e.content, e.data, e.run_id, e.client_event_id, e.notice, e.created_at, e.repeat_key "
-            f"FROM thread, jsonb_to_recordset(CAST(:events AS JSONB)) AS e ({_EVENT}))"
+            f"FROM held, jsonb_to_recordset(held.events) AS e ({_EVENT}))"
         )
 
     def _put_runs(self) -> str:
@@ -232,9 +234,46 @@ class PostgresStatements(Statements):
         columns = ", ".join(f"x.{name}" for name in RUN_COLUMNS.split(", "))
         return (
             f"ran AS (INSERT INTO {self.runs} AS r ({RUN_COLUMNS}, beat_at) SELECT {columns}, x.started_at "
-            f"FROM thread, jsonb_to_recordset(CAST(:runs AS JSONB)) AS x ({_RUN}) ON CONFLICT (id) DO UPDATE SET "
+            f"FROM held, jsonb_to_recordset(held.runs) AS x ({_RUN}) ON CONFLICT (id) DO UPDATE SET "
             f"status = excluded.status, ended_at = excluded.ended_at, error = excluded.error WHERE r.status = 'running')"
         )
+
+
+def _lane(n: int, changes: Sequence[Change], said: dict[str, Any] | None) -> dict[str, Any]:
+    """What one thread's part of the statement is made of. What is not in it is NULL there."""
+    first = changes[0]
+    takes, sets = sum(change.takes for change in changes), _sets(changes)
+    lane: dict[str, Any] = {"n": n, "id": first.thread.id, "takes": takes}
+    if first.guard is not None:
+        lane |= scope_values(first.guard)
+    if first.repeat_key is not None:
+        lane["repeat_key"] = first.repeat_key
+    if creates(first):
+        lane["makes"] = {**_made(first.thread), **sets, "last_seq": takes}
+    else:
+        if (made_at := _made_at(first)) is not None:
+            lane["made_at"] = made_at
+        if first.during is not None:
+            lane["during"] = first.during
+            lane["begins"] = begins(first)
+    if sets:
+        lane["sets"] = sets
+    if takes:
+        lane["events"] = list(_event_rows(changes, first.repeat_key))
+    if runs := _folded(run for change in changes for run in change.runs):
+        lane["runs"] = runs
+    if said is not None:
+        lane["said"] = said
+    return lane
+
+
+def _made(thread: Thread) -> dict[str, Any]:
+    row = {name: getattr(thread, name) for name in THREAD_COLUMNS.split(", ")}
+    return {**row, "owner": plain_user(thread.owner)}
+
+
+def _as_it_is(at: datetime) -> datetime:
+    return at
 
 
 def _event_rows(changes: Sequence[Change], repeat_key: str | None) -> Iterator[dict[str, Any]]:
@@ -269,18 +308,18 @@ def _sets(changes: Sequence[Change]) -> dict[str, Any]:
     for change in changes:
         if change.events:
             sets["last_event_at"] = sets["updated_at"] = change.events[-1].created_at
-        for name, value in change.patch.items():
-            sets[name] = _PATCH[name](value)
+        if wrong := change.patch.keys() - _PATCHED:
+            raise ValueError(f"a patch sets {', '.join(sorted(_PATCHED))}; got {', '.join(sorted(wrong))}")
+        sets |= change.patch
     return sets
 
 
-def _folded(runs: Iterable[Run]) -> list[Run]:
-    """The same runs, each once, as a statement may touch a row once: its begin with its end, and what comes after that is late."""
-    last: dict[str, Run] = {}
+def _folded(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """The rows of these runs, each once, as a statement may touch a row once: its begin with its end, and what comes after that is late."""
+    rows: dict[str, dict[str, Any]] = {}
     for run in runs:
-        begun = last.get(run.id)
-        if begun is None:
-            last[run.id] = run
-        elif begun.status == "running":
-            last[run.id] = evolve(begun, status=run.status, ended_at=run.ended_at, error=run.error)
-    return list(last.values())
+        row = run_row(run, _as_it_is)
+        begun = rows.setdefault(run.id, row)
+        if begun is not row and begun["status"] == "running":
+            begun |= {name: row[name] for name in ("status", "ended_at", "error")}
+    return [*rows.values()]

@@ -1,4 +1,5 @@
-"""What a turn costs in PostgreSQL: its Changes through the store, and the very same statements on a bare asyncpg pool beside them.
+"""What a turn costs in PostgreSQL: its Changes through the store, and the same on a bare asyncpg pool beside them, a statement a turn
+and step. With many turns at once the store needs fewer, as they share them.
 
 Run it by hand: `python tests/benchmarks/postgres_store.py` (DOOERS_TEST_POSTGRES_URL for a server of your own). Rounds are
 interleaved, so the ratios mean something on any machine; the absolute numbers are this machine's. Not a test: nothing here passes
@@ -89,7 +90,7 @@ def as_sent(store: PostgresStore, way: Way, changes: list[Change]) -> list[tuple
     """The statements the store makes of a turn."""
     sent = []
     for group in way.groups:
-        named, values = store._sql.write(changes[group])
+        named, values = store._sql.write([changes[group]])
         text, names = _numbered(named)
         sent.append((text, [values[name] for name in names]))
     return sent

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 from attrs import evolve
 from samples import T0, THREAD
@@ -22,13 +23,20 @@ from dooers.exceptions import ConfigError, NotFoundError, StoreError
 from dooers.models import Change, Run, Scope, TextPart, Thread, ThreadEvent
 from dooers.news import News, read
 from dooers.stores.postgres import PostgresStore
+from dooers.stores.postgres_connection import address
 from dooers.stores.sql_postgres import Beside
 
 
 class TestPostgresBroker(BrokerContract):
     @pytest.fixture
     async def processes(self, postgres_config: WorkerConfig) -> AsyncIterator[list[Process]]:
-        processes = [await Process(PostgresBroker(postgres_config)).open() for _ in range(3)]
+        processes = [await Process(PostgresBroker(postgres_config)).open()]
+        await is_alone(processes[0], True)
+        processes.append(await Process(PostgresBroker(postgres_config)).open())
+        # Who was alone says so to whoever comes first.
+        await processes[1].until(lambda: processes[1].missed == 1)
+        processes.append(await Process(PostgresBroker(postgres_config)).open())
+        processes[1].missed = 0
         yield processes
         for process in processes:
             await process.broker.close()
@@ -40,7 +48,12 @@ class TestPostgresBroker(BrokerContract):
 
 @asynccontextmanager
 async def opened(*configs: WorkerConfig) -> AsyncIterator[list[Process]]:
+    """Brokers. Of several none takes itself to be alone before the others come, as somebody else's is there: so none is "late"."""
     async with AsyncExitStack() as stack:
+        if len(configs) > 1 and configs[0].database_type == "postgres":
+            settings = {"application_name": "dooers broker"}
+            stranger = await asyncpg.connect(**address(configs[0]), server_settings=settings)
+            stack.push_async_callback(stranger.close)
         processes = []
         for config in configs:
             processes.append(await Process(PostgresBroker(config)).open())
@@ -273,6 +286,130 @@ async def test_keys_that_are_asked_for_at_once_share_a_statement(postgres_config
             one.broker.unlock(key)
         await asyncio.wait_for(waiting, WITHIN)
         assert len([query for query in sent if "advisory" in query]) <= 6
+
+
+# ---------------------------------------------------------------- keys that are kept
+
+
+@contextmanager
+def asked(process: Process) -> Iterator[list[str]]:
+    """What is asked of the server for keys, or said of them."""
+    broker = process.broker
+    assert isinstance(broker, PostgresBroker)
+    sent = list[str]()
+
+    def note(record: Any) -> None:
+        if "advisory" in record.query or "pg_notify" in record.query:
+            sent.append(record.query)
+
+    broker._connection.add_query_logger(note)
+    yield sent
+    broker._connection.remove_query_logger(note)
+
+
+async def test_a_key_that_nobody_else_wants_costs_nothing_the_next_time(postgres_config: WorkerConfig) -> None:
+    async with opened(postgres_config) as (one,):
+        await is_alone(one, True)
+        await one.broker.lock("k")
+        with asked(one) as sent:
+            for _ in range(3):
+                one.broker.unlock("k")
+                waiting = [asyncio.create_task(one.broker.lock("k")) for _ in range(3)]
+                for task in waiting:
+                    await asyncio.wait_for(task, WITHIN)
+                    if task is not waiting[-1]:
+                        one.broker.unlock("k")
+            assert sent == []
+
+
+async def test_a_kept_key_goes_to_who_wants_it_and_comes_back(postgres_config: WorkerConfig) -> None:
+    async with opened(postgres_config, postgres_config) as (one, two):
+        for _ in range(5):
+            for process in (one, two):
+                await asyncio.wait_for(process.broker.lock("k"), WITHIN)
+                process.broker.unlock("k")
+        await asyncio.wait_for(one.broker.lock("k"), WITHIN)
+        waiting = asyncio.create_task(two.broker.lock("k"))
+        done, _ = await asyncio.wait([waiting], timeout=0.1)
+        assert not done
+        one.broker.unlock("k")
+        await asyncio.wait_for(waiting, WITHIN)
+
+
+async def test_a_turn_that_takes_a_kept_key_just_as_others_want_it_passes_it_on(postgres_config: WorkerConfig) -> None:
+    async with opened(postgres_config, postgres_config) as (one, two):
+        holding, most = 0, 0
+
+        async def work(process: Process) -> None:
+            nonlocal holding, most
+            await process.broker.lock("k")
+            holding += 1
+            most = max(most, holding)
+            await asyncio.sleep(0.001)
+            holding -= 1
+            process.broker.unlock("k")
+
+        async with asyncio.timeout(WITHIN):
+            await asyncio.gather(*(work(process) for process in (one, two) * 10))
+        assert most == 1
+
+
+async def test_keys_are_kept_within_bounds_and_the_one_that_was_not_needed_for_the_longest_time_goes(
+    postgres_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dooers.brokers.postgres_keys.KEPT", 2)
+    async with opened(postgres_config) as (one,):
+        broker = one.broker
+        assert isinstance(broker, PostgresBroker)
+        for key in "abac":
+            await broker.lock(key)
+            broker.unlock(key)
+        query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        async with asyncio.timeout(WITHIN):
+            while await broker._run(query) != 2:
+                await asyncio.sleep(0.01)
+        assert list(broker._keys._kept) == ["a", "c"]
+
+
+async def test_a_kept_key_is_asked_for_again_after_a_time_in_which_it_may_have_been_taken(
+    postgres: Address, postgres_config: WorkerConfig
+) -> None:
+    async with opened(postgres_config) as (one,):
+        broker = one.broker
+        assert isinstance(broker, PostgresBroker)
+        await broker.lock("k")
+        broker.unlock("k")
+        broker._keys._asked_at -= postgres_config.run_timeout  # this process stood still
+        with asked(one) as sent:
+            await broker.lock("k")
+        assert sent
+        broker._keys._kept["gone"] = None  # its connection was ended meanwhile, and this process has not seen it yet
+        broker._keys._asked_at -= postgres_config.run_timeout
+        async with postgres.session(postgres_config.database_name) as other:
+            await other.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", broker._keys._name("gone"))
+            waiting = asyncio.create_task(broker.lock("gone"))
+            done, _ = await asyncio.wait([waiting], timeout=0.2)
+            assert not done
+        await asyncio.wait_for(waiting, WITHIN)
+
+
+async def test_what_is_only_kept_is_not_taken_back_with_a_new_connection(postgres_config: WorkerConfig) -> None:
+    async with opened(postgres_config, postgres_config) as (one, two):
+        broker = one.broker
+        assert isinstance(broker, PostgresBroker)
+        for key in ("kept", "held"):
+            await broker.lock(key)
+        broker.unlock("kept")
+        broker._connection.terminate()
+        await one.until(lambda: one.missed > 0)
+        with asked(one) as sent:
+            await asyncio.wait_for(two.broker.lock("kept"), WITHIN)
+        assert not any("free" in query for query in sent)
+        waiting = asyncio.create_task(two.broker.lock("held"))
+        done, _ = await asyncio.wait([waiting], timeout=0.1)
+        assert not done
+        broker.unlock("held")
+        await asyncio.wait_for(waiting, WITHIN)
 
 
 async def test_a_connection_that_is_lost_again_while_keys_are_taken_back_comes_back_with_all_of_them(
@@ -541,6 +678,36 @@ async def is_alone(process: Process, expected: bool) -> None:
     async with asyncio.timeout(WITHIN):
         while process.broker._company.alone != expected:
             await asyncio.sleep(0.01)
+
+
+async def test_who_is_alone_knows_it_at_once_and_who_may_have_company_waits_for_its_answer(
+    postgres_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dooers.brokers.postgres.ANSWER", 2 * WITHIN)
+    async with opened(postgres_config) as (one,):
+        await is_alone(one, True)
+        other_tables = evolve(postgres_config, database_table_prefix="other_")
+        async with opened(other_tables) as (stranger,):
+            assert isinstance(stranger.broker, PostgresBroker)
+            assert not await stranger.broker._is_by_itself()
+            await is_alone(stranger, False)
+        await is_alone(one, True)
+
+
+async def test_what_the_store_says_for_this_process_is_not_read_by_it(
+    postgres_config: WorkerConfig, other: Process
+) -> None:
+    async with opened(postgres_config) as (one,):
+        assert isinstance(one.broker, PostgresBroker)
+        store = PostgresStore(postgres_config, beside=beside_of(one.broker))
+        await store.open()
+        thread = a_thread()
+        await store.apply(opening(thread, an_event("e1")))
+        await store.apply(Change(thread=thread, events=(an_event("e2", content=[TextPart("x" * 20_000)]),)))
+        other.broker.tell("after them")
+        await one.hears("after them")
+        assert [item.kind for item in await news(other, 2)] == ["change", "look"]
+        await store.close()
 
 
 async def test_who_is_alone_says_nothing_until_somebody_comes_who_then_knows_to_read(

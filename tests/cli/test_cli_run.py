@@ -15,8 +15,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from dooers.cli.guard import is_loopback, of_this_machine
+from dooers.client import Client
 
 BOT = """
+import gc
+
 from dooers import WorkerConfig, WorkerServer
 
 worker = WorkerServer(WorkerConfig(database_type="memory"))
@@ -26,7 +29,7 @@ app = worker.asgi_app()
 @worker.handler
 @named.handler
 async def agent(incoming, send):
-    yield send.text("hello")
+    yield send.text(f"{gc.get_threshold()[0]} {gc.get_freeze_count() > 10_000}")
 """
 OURS = [
     "http://localhost",
@@ -145,6 +148,11 @@ async def test_who_listens_to_other_machines_is_not_guarded(here: Path) -> None:
     with dooers_run("bot:worker", here, "--host", "0.0.0.0") as running:
         assert await lets_in(running, "https://evil.example")
         assert f"open http://127.0.0.1:{running.host.rpartition(':')[2]} in a browser" in running.said
+
+
+async def test_the_collector_of_garbage_leaves_alone_what_is_there_from_the_start(served: Served) -> None:
+    async with Client(served.ws, user_id="ana") as client:
+        assert (await client.say("how is it?")).text == "10000 True"
 
 
 # ---------------------------------------------------------------- the playground

@@ -40,6 +40,7 @@ from dooers.models import Change, EventQuery, Run, RunQuery, Thread, ThreadEvent
 from dooers.stores import Store, open_store
 from dooers.stores.migrations import HEAD
 from dooers.stores.postgres import PostgresStore
+from dooers.stores.postgres_writers import GROUP
 from dooers.stores.sql import Statement
 from dooers.stores.sqlite import SqliteStore
 
@@ -221,6 +222,72 @@ async def test_a_change_that_cannot_even_be_written_down_leaves_its_neighbours_a
     assert texts(await store.events(EventQuery(thread_id=thread.id))) == ["m0", "m1", "m2", "m3"]
 
 
+async def test_changes_of_many_threads_share_a_statement_and_each_ends_by_itself(store: PostgresStore) -> None:
+    known, gone, done = [await opened(store, "one") for _ in range(3)]
+    run = a_run(done)
+    await store.apply(Change(thread=done, runs=(evolve(run, status="failed", ended_at=T0),)))
+    await store.apply(opening(known, an_event(known, "said"), repeat_key="k"))
+    await store.apply(Change(thread=gone, removes=True))
+    new, again, begun, silent = a_thread(), a_thread(), await opened(store, "one"), await opened(store, "one")
+    fresh = a_run(begun)
+    changes = {
+        "new": opening(new, an_event(new, "hello"), repeat_key="l", guard=SCOPE),
+        "again": opening(again, an_event(again, "said"), repeat_key="k"),
+        "begun": Change(thread=begun, during=fresh.id, runs=(fresh,), events=(an_event(begun, "two"),)),
+        "titled": Change(thread=silent, patch={"title": None, "metadata": {"a": [1]}, "updated_at": later(5)}),
+        "gone": Change(thread=gone, events=(an_event(gone),)),
+        "a stranger's": Change(thread=known, guard=OTHERS["user"], events=(an_event(known),)),
+        "buried": Change(thread=done, during=run.id, events=(an_event(done, "late"),)),
+    }
+    before = store.tally.commits
+    async with statements(store) as sent:
+        futures = {name: store.apply(change) for name, change in changes.items()}
+        written = [name for name in ("new", "begun", "titled") if (await futures[name]) is not None]
+        assert (len(sent), store.tally.commits - before) == (1, 1), written
+    results = await asyncio.gather(*futures.values(), return_exceptions=True)
+    outcomes: dict[str, Any] = dict(zip(futures, results, strict=True))
+    assert {name for name, one in outcomes.items() if isinstance(one, NotFoundError)} == {
+        "gone",
+        "a stranger's",
+        "buried",
+    }
+    assert (outcomes["new"].created, outcomes["new"].thread.last_seq) == (True, 1)
+    assert (outcomes["again"].repeated, outcomes["again"].thread.id) == (True, known.id)
+    assert outcomes["begun"].events[0].seq == 2
+    assert outcomes["titled"].thread.metadata == {"a": [1]}
+    for name in ("new", "begun", "titled"):
+        thread = outcomes[name].thread
+        assert await store.thread(thread.id) == thread
+    assert await store.run(fresh.id) == fresh
+    assert await store.thread(again.id) is None
+    assert texts(await store.events(EventQuery(thread_id=known.id))) == ["one", "said"]
+    assert texts(await store.events(EventQuery(thread_id=done.id))) == ["one"]
+
+
+async def test_what_spoils_a_statement_of_many_threads_spoils_it_for_nobody_else(store: PostgresStore) -> None:
+    threads = [await opened(store, "one") for _ in range(8)]
+    (taken,) = await store.events(EventQuery(thread_id=threads[0].id))
+    bad = {
+        3: evolve(an_event(threads[3]), id=taken.id),
+        5: an_event(threads[5], author="nul \x00"),
+        6: an_event(threads[6], data={"no": object()}),
+    }
+    changes = [Change(thread=one, events=(bad.get(n) or an_event(one, "two"),)) for n, one in enumerate(threads)]
+    outcomes = await asyncio.gather(*(store.apply(change) for change in changes), return_exceptions=True)
+    assert [n for n, one in enumerate(outcomes) if isinstance(one, DooersError)] == [3, 5, 6]
+    for n, thread in enumerate(threads):
+        kept = await store.events(EventQuery(thread_id=thread.id))
+        assert texts(kept) == (["one"] if n in bad else ["one", "two"])
+
+
+async def test_more_threads_than_a_statement_holds_are_all_written(store: PostgresStore) -> None:
+    threads = [a_thread() for _ in range(GROUP + 50)]
+    stored = await asyncio.gather(*(store.apply(opening(one, an_event(one), repeat_key=one.id)) for one in threads))
+    assert [(change.thread.id, change.created) for change in stored] == [(one.id, True) for one in threads]
+    assert store.tally.commits <= 4
+    assert await store.count_threads({}) == len(threads)
+
+
 async def test_a_thread_that_is_held_up_does_not_hold_up_another(
     postgres: Address, postgres_config: WorkerConfig, store: PostgresStore
 ) -> None:
@@ -325,6 +392,7 @@ class Bursts:
         self._count = 0
         self._threads = [self._thread(n) for n in range(3)]
         self._events: list[ThreadEvent] = []
+        self._taken: list[ThreadEvent] | None = None
         self._runs = {
             thread.id: [self._run(thread, f"run-{thread.id}-{n}") for n in range(3)] for thread in self._threads
         }
@@ -333,6 +401,13 @@ class Bursts:
         """Changes of one thread that are given to a store at once."""
         index = self._chance.randrange(3)
         return [self._change(index) for _ in range(self._chance.randrange(1, 7))]
+
+    def several(self) -> list[Change]:
+        """Changes of all threads that are given to a store at once, in any order. What one of them ends in, no other thread decides."""
+        self._taken, taken = list(self._events), self._taken
+        changes = [self._change(self._chance.randrange(3)) for _ in range(self._chance.randrange(2, 12))]
+        self._taken = taken
+        return changes
 
     def _likely(self, percent: int) -> bool:
         return self._chance.randrange(100) < percent
@@ -371,8 +446,12 @@ class Bursts:
         return {"title": f"title {number}", "metadata": {"n": number, "t": (1, [])}, "updated_at": later(number)}[name]
 
     def _event(self, thread: Thread) -> ThreadEvent:
-        if self._events and self._likely(3):
-            return evolve(self._chance.choice(self._events), thread_id=thread.id)  # its id is taken
+        pool = self._events if self._taken is None else self._taken
+        if pool and self._likely(3):
+            taken = self._chance.choice(pool)
+            if self._taken is not None:
+                pool.remove(taken)  # of two threads that want it, the database chooses one
+            return evolve(taken, thread_id=thread.id)  # its id is taken
         number = self._number()
         event = an_event(thread, f"text {number}", id=f"event-{number}", at=later(number), turn_seq=number % 3)
         self._events.append(event)
@@ -396,15 +475,16 @@ async def everything_in(store: Store) -> list[Any]:
     return [threads, events, await store.runs(RunQuery(limit=100))]
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 async def test_random_changes_end_and_leave_what_they_do_in_sqlite(
-    store: PostgresStore, worker_config: WorkerConfig, seed: int
+    store: PostgresStore, worker_config: WorkerConfig, seed: int, several: bool
 ) -> None:
     reference = SqliteStore(worker_config)
     await reference.open()
     bursts = Bursts(seed)
     for _ in range(60):
-        changes = bursts.next()
+        changes = bursts.several() if several else bursts.next()
         wanted = await outcomes_of(reference, changes)
         got = await outcomes_of(store, changes)
         for n, change in enumerate(changes):
@@ -440,6 +520,41 @@ async def test_two_stores_number_the_events_of_one_thread_without_gaps(postgres_
         found = await two.thread(thread.id)
         assert found is not None
         assert found.last_seq == 240
+
+
+async def test_stores_that_write_the_same_threads_at_once_do_not_lock_each_other_out(
+    postgres: Address, postgres_config: WorkerConfig
+) -> None:
+    async with AsyncExitStack() as stack:
+        stores = [await stack.enter_async_context(opened_store(postgres_config)) for _ in range(3)]
+        threads = [await opened(stores[0], "one") for _ in range(12)]
+        chance, wanted = random.Random(9), {thread.id: ["one"] for thread in threads}
+        for burst in range(15):
+            new = [a_thread() for _ in range(4)]
+            writing = []
+            for name, store in enumerate(stores):
+                for thread in chance.sample(threads, len(threads)):
+                    run, text = a_run(thread, process_id="process"), f"{name}.{burst}"
+                    writing.append(store.apply(Change(thread=thread, during=run.id, runs=(run,))))
+                    writing.append(store.apply(Change(thread=thread, during=run.id, events=(an_event(thread, text),))))
+                    wanted[thread.id].append(text)
+                for thread in chance.sample(new, len(new)):  # the same messages, at every door
+                    event = an_event(thread, "one", id=f"{thread.id}-{name}")
+                    writing.append(store.apply(opening(thread, event, repeat_key=thread.id)))
+            async with asyncio.timeout(WITHIN):
+                await asyncio.gather(*writing, *(store.beat("process", later(burst)) for store in stores))
+        for thread in threads:
+            kept = await stores[1].events(EventQuery(thread_id=thread.id))
+            assert seqs(kept) == list(range(1, len(kept) + 1))
+            assert sorted(texts(kept)) == sorted(wanted[thread.id])
+            for name in range(3):
+                assert [text for text in texts(kept) if text.startswith(f"{name}.")] == [
+                    f"{name}.{n}" for n in range(15)
+                ]
+        assert await stores[0].count_threads({}) == 12 + 15 * 4
+    async with postgres.session(postgres_config.database_name) as session:
+        query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        assert await session.fetchval(query) == 0
 
 
 async def test_of_many_stores_one_creates_a_thread_and_one_stores_a_message(postgres_config: WorkerConfig) -> None:
@@ -700,15 +815,14 @@ async def test_a_change_whose_answer_is_lost_is_written_once(postgres: Address, 
     proxy = Proxy(postgres)
     async with proxy.open() as address:
         config = address.config(postgres_config.database_name)
-        # Nothing prepared beforehand, so that every statement is a message that prepares it and one that runs it.
         async with opened_store(config) as store:
             thread = a_thread()
 
             async def lost(change: Change) -> Change:
-                # What is asked for a first time is prepared first. So the second answer is the one that is lost.
-                proxy.after = 1
-                async with asyncio.timeout(WITHIN):
-                    stored = await store.apply(change)
+                # What a store asks for a first time is prepared first. So the second answer is the one that is lost.
+                async with opened_store(config) as new, asyncio.timeout(WITHIN):
+                    proxy.after = 1
+                    stored = await new.apply(change)
                 assert not proxy.armed
                 return stored
 
@@ -741,6 +855,43 @@ async def test_a_change_whose_answer_is_lost_is_written_once(postgres: Address, 
                 await store.apply(Change(thread=empty, removes=True, guard=OTHERS["user"]))
             proxy.after = 0
             assert await store.thread(empty.id) is not None
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+async def test_many_threads_in_a_statement_whose_connection_is_lost_are_written_once(
+    postgres: Address, postgres_config: WorkerConfig, answers: int
+) -> None:
+    """With the answer lost, and with the question: it is being prepared when the connection goes."""
+    proxy = Proxy(postgres)
+    async with proxy.open() as address, opened_store(address.config(postgres_config.database_name)) as store:
+        known = [await opened(store, "one") for _ in range(5)]
+        runs = [a_run(thread) for thread in known]
+        await asyncio.gather(
+            *(store.apply(Change(thread=run_of, runs=(run,))) for run_of, run in zip(known, runs, strict=True))
+        )
+        new = [a_thread() for _ in range(5)]
+        changes = [
+            *(
+                Change(thread=one, during=run.id, events=(an_event(one, "two"),))
+                for one, run in zip(known[:3], runs, strict=False)
+            ),
+            Change(thread=known[3], during=runs[3].id, runs=(evolve(runs[3], status="failed", ended_at=T0),)),
+            Change(thread=known[4], patch={"title": "T"}),
+            *(opening(one, an_event(one, "one"), repeat_key=one.id) for one in new[:4]),
+            opening(new[4]),
+        ]
+        async with opened_store(address.config(postgres_config.database_name)) as other, asyncio.timeout(WITHIN):
+            proxy.after = answers
+            stored = await asyncio.gather(*(other.apply(change) for change in changes))
+            assert not proxy.armed
+        assert [change.created for change in stored] == [False] * 5 + [True] * 5
+        assert not any(change.repeated for change in stored)
+        for change in stored:
+            assert await store.thread(change.thread.id) == change.thread
+            kept = await store.events(EventQuery(thread_id=change.thread.id))
+            assert seqs(kept) == list(range(1, change.thread.last_seq + 1))
+            assert kept[len(kept) - len(change.events) :] == list(change.events)
+        assert await store.run(runs[3].id) == changes[3].runs[0]
 
 
 async def waiting_for_a_lock(admin: Any, database: str, count: int) -> None:
@@ -788,6 +939,20 @@ async def test_a_change_that_waits_too_long_for_its_thread_fails_and_is_not_writ
         stored = await store.apply(Change(thread=thread, events=(an_event(thread, "two"),)))
         assert stored.events[0].seq == 2
         assert texts(await store.events(EventQuery(thread_id=thread.id))) == ["one", "two"]
+
+
+async def test_many_threads_that_wait_too_long_fail_together_and_are_not_written_later(
+    postgres: Address, postgres_config: WorkerConfig
+) -> None:
+    async with opened_store(evolve(postgres_config, database_timeout=0.5)) as store:
+        threads = [a_thread() for _ in range(40)]
+        before = store.tally.commits
+        async with postgres.session(postgres_config.database_name) as other, other.transaction():
+            await other.execute("LOCK worker_events IN SHARE MODE")
+            writing = [store.apply(opening(one, an_event(one))) for one in threads]
+            outcomes = await asyncio.gather(*writing, return_exceptions=True)
+        assert {str(one) for one in outcomes} == {"the database did not do it (QueryCanceledError)"}
+        assert (await store.count_threads({}), store.tally.commits) == (0, before)
 
 
 async def write_for_a_while(store: PostgresStore, thread: Thread, until: asyncio.Event) -> list[str]:
@@ -1020,6 +1185,21 @@ async def test_lists_pages_and_histories_use_an_index(store: PostgresStore, plan
             assert "Seq Scan" not in plan, (what, plan)
             assert "Sort" not in plan, (what, plan)
         await raw.execute("RESET plan_cache_mode")
+
+
+@pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
+async def test_what_writes_reads_no_table_also_where_nobody_has_counted_its_rows(
+    store: PostgresStore, plans: str
+) -> None:
+    """The plan that is kept is made when the tables are empty, and they may be full before it is made anew."""
+    groups = [[opening(one, an_event(one), repeat_key=one.id)] for one in (a_thread() for _ in range(32))]
+    async with store._pool.line() as line:
+        await line.fetch((f"SET plan_cache_mode = {plans}", {}))
+        for waits in (False, True):
+            text, values = store._sql.write(groups, waits=waits)
+            plan = "\n".join(row[0] for row in await line.fetch((f"EXPLAIN {text}", values)))
+            assert "Seq Scan" not in plan, plan
+        await line.fetch(("RESET plan_cache_mode", {}))
 
 
 # ---------------------------------------------------------------- titles
