@@ -150,9 +150,16 @@ class PostgresStatements(Statements):
         expression, more = beside if beside is not None else ("NULL", {})
         once = f"AND (CAST(:repeat_key AS TEXT) IS NULL OR {self._unknown_key(':repeat_key')})"
         return (
-            f"WITH thread AS (DELETE FROM {self.threads} WHERE id = :id AND {in_scope('')} {once} RETURNING *) "
+            f"WITH thread AS (DELETE FROM {self.threads} WHERE id = :id AND {in_scope('')} {once} "
+            f"AND (CAST(:made_at AS TIMESTAMPTZ) IS NULL OR created_at = :made_at) RETURNING *) "
             f"SELECT {THREAD_COLUMNS}, {expression} AS beside FROM thread"
-        ), {"id": change.thread.id, "repeat_key": change.repeat_key, **scope_values(change.guard), **more}
+        ), {
+            "id": change.thread.id,
+            "made_at": _made_at(change),
+            "repeat_key": change.repeat_key,
+            **scope_values(change.guard),
+            **more,
+        }
 
     def write(
         self, groups: Sequence[Sequence[Change]], beside: Sequence[Statement | None] = (), *, waits: bool = False

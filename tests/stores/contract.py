@@ -569,6 +569,7 @@ class StoreContract:
             Change(thread=thread, events=(an_event(thread),)),
             Change(thread=thread, runs=(a_run(thread),)),
             Change(thread=thread, patch={"title": "late"}),
+            Change(thread=thread, removes=True),
         ):
             await refused(store.apply(late))
         assert await store.thread(thread.id) == made.thread

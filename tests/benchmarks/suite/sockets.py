@@ -14,7 +14,7 @@ from os import urandom
 from typing import Any
 from uuid import uuid4
 
-from attrs import define
+from attrs import Factory, define
 
 __all__ = ["GoneError", "Person", "Socket"]
 
@@ -104,6 +104,8 @@ class Person:
     thread_id: str | None = None
     said: float = 0.0
     appended: int = 0
+    _name: str = Factory(lambda: uuid4().hex)
+    _count: int = 0
     _ends: tuple[bytes, ...] = ()
     _waiter: asyncio.Future[bytes] | None = None
 
@@ -111,6 +113,7 @@ class Person:
     async def connected(cls, port: int, who: int = 0, *, deltas: bool = False, **claims: str) -> Person:
         person = cls(await Socket.connected(port))
         person.socket.heard = person._hear
+        person.socket.closed.add_done_callback(person._miss)
         ids = {"worker_id": "worker-1", "organization_id": f"org-{who}", "workspace_id": "ws-1", "user_id": "user-1"}
         more = {"client": {"capabilities": ["deltas"]}} if deltas else {}
         await person.ask("connect", {**ids, **claims, **more}, b'"ack"')
@@ -121,18 +124,25 @@ class Person:
         self._ends = ends
         self._waiter = asyncio.get_running_loop().create_future()
         self.said = time.perf_counter()
-        self.socket.send(json.dumps({"id": uuid4().hex, "type": kind, "payload": payload}).encode())
-        first: list[asyncio.Future[Any]] = [self._waiter, self.socket.closed]
-        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        if not self._waiter.done():
-            raise GoneError(f"the server went away while {kind} was waited for")
-        return self._waiter.result()
+        if self.socket.closed.done():
+            self._miss()
+        else:
+            self.socket.send(json.dumps({"id": self._new_id(), "type": kind, "payload": payload}).encode())
+        return await self._waiter
+
+    def _new_id(self) -> str:
+        self._count += 1
+        return f"{self._name}-{self._count}"
+
+    def _miss(self, _: object = None) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(GoneError("the server went away while something was waited for"))
 
     async def say(self, message: str, *ends: bytes) -> float:
         """A message, until its run has succeeded; how long that took. A first one opens the thread that the others go into."""
         payload: dict[str, Any] = {
             "event": {"content": [{"type": "text", "text": message}]},
-            "client_event_id": uuid4().hex,
+            "client_event_id": self._new_id(),
         }
         if self.thread_id is not None:
             payload["thread_id"] = self.thread_id
