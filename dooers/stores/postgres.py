@@ -10,13 +10,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
 from attrs import evolve
 
-from dooers.codec import loads, user
+from dooers.codec import loads
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, NotFoundError, StoreError
 from dooers.models import (
@@ -29,7 +29,6 @@ from dooers.models import (
     Thread,
     ThreadEvent,
     ThreadQuery,
-    User,
 )
 from dooers.stats import Tally
 from dooers.stores import COUNTED, Schema, View, nowhere, running_in, snapshot_of, store_error
@@ -215,7 +214,7 @@ class PostgresStore:
     async def _remove(self, line: Line, group: Group, beside: Statement | None) -> Outcomes | None:
         (change,) = group.changes
         for row in await line.fetch(self._sql.remove(change, beside)):
-            return [evolve(change, thread=_thread_of(row))]
+            return [evolve(change, thread=thread_of(row))]
         if group.unsure and not await line.fetch(self._sql.thread(change.thread.id)):
             return [change]  # it was we who removed it, when the connection was lost
         return None
@@ -323,7 +322,7 @@ class PostgresStore:
 
 def _as_written(group: Group, row: Row) -> Outcomes:
     """Changes as they are stored, from the row that their statement gave."""
-    thread, changes = _thread_of(row), group.changes
+    thread, changes = thread_of(row), group.changes
     if not row["created"]:
         stored = as_stored(thread, changes)
         # A try whose answer was lost may have made the thread of a Change that nothing else tells of.
@@ -351,31 +350,6 @@ def _as_kept(
         )
         for change in changes
     ]
-
-
-@lru_cache(maxsize=1024)
-def _owner(text: str) -> User:
-    # The same few people, again and again.
-    return user(loads(text))
-
-
-def _thread_of(row: Row) -> Thread:
-    """The thread in a row of a statement that writes: what `rows.thread_of` does, at a fraction of what it costs."""
-    metadata = row["metadata"]
-    return Thread(
-        id=row["id"],
-        worker_id=row["worker_id"],
-        organization_id=row["organization_id"],
-        workspace_id=row["workspace_id"],
-        user_id=row["user_id"],
-        owner=_owner(row["owner"]),
-        title=row["title"],
-        metadata=None if metadata is None else loads(metadata),
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-        last_event_at=row["last_event_at"],
-        last_seq=row["last_seq"],
-    )
 
 
 class _Reader:
