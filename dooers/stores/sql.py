@@ -29,6 +29,10 @@ __all__ = ["SqliteStatements", "Statement", "Statements", "check_filter", "in_sc
 
 Statement: TypeAlias = tuple[str, dict[str, Any]]
 
+# How many numbers behind its message an event of a turn is found by the order of its thread. What the index of the others is of, so
+# changed with a migration only.
+NEAR = 1000
+
 # What may be compared in a filter; anything else in a filter is a mistake, or an attempt.
 COMPARABLE = {
     "threads": ("id", "worker_id", "organization_id", "workspace_id", "user_id", "title"),
@@ -106,11 +110,19 @@ class Statements:
                 values[name] = value
         if query.for_model:
             where.append("type = 'message' AND notice = 0")
+        wheres = [where]
+        if query.turn is not None:
+            # Nothing of a turn is before its message, and most of it right behind. What is farther off has an index of its own: else
+            # all of a long thread would be looked at for what may still come.
+            near = f"turn_seq = :turn AND seq >= :turn AND seq <= :turn + {NEAR}"
+            wheres = [[*where, near], [*where, f"turn_seq = :turn AND seq - turn_seq > {NEAR}"]]
+            values["turn"] = query.turn
         limit = "" if query.limit is None else " LIMIT :limit"
         if query.limit is not None:
             values["limit"] = query.limit
         way = "ASC" if query.oldest_first else "DESC"
-        return f"SELECT {EVENT_COLUMNS} FROM {self.events}{_and(where)} ORDER BY seq {way}{limit}", values
+        text = " UNION ALL ".join(f"SELECT {EVENT_COLUMNS} FROM {self.events}{_and(one)}" for one in wheres)
+        return f"{text} ORDER BY seq {way}{limit}", values
 
     def seq_of(self, thread_id: str, event_id: str) -> Statement:
         return (
@@ -123,11 +135,11 @@ class Statements:
 
     def list_runs(self, query: RunQuery) -> Statement:
         check_filter("runs", query.equal)
-        running = query.equal.get("status") == "running"
-        apart = {"worker_id", "status"} if running else {"worker_id"}
+        status = query.equal.get("status")
+        apart = {"worker_id", "status"} if status in _INDEXED else {"worker_id"}
         where, values = _where("runs", {k: v for k, v in query.equal.items() if k not in apart})
-        if running:
-            where.append("status = 'running'")  # written out, as their index is only for them
+        if status in _INDEXED:
+            where.append(f"status = '{status}'")  # written out, as their index is only for them
         if "worker_id" in query.equal:
             where.append(f"thread_id IN (SELECT id FROM {self.threads} WHERE worker_id = :worker_id)")
             values["worker_id"] = query.equal["worker_id"]
@@ -264,12 +276,11 @@ _PATCH: dict[str, Any] = {
 }
 
 
+_INDEXED = ("running", "failed")
 _EVENT_TESTS = {
     "after_seq": "seq > :after_seq",
     "before_seq": "seq < :before_seq",
     "until_turn": "turn_seq <= :until_turn",
-    # A turn begins with its message; nothing of it is before that. The index knows `seq` only.
-    "turn": "turn_seq = :turn AND seq >= :turn",
 }
 
 

@@ -104,7 +104,12 @@ READS = [
     Case("events of a gap", events(after_seq=4000, before_seq=4030, oldest_first=True), "events_order"),
     Case("history for a model", events(for_model=True, until_turn=EVENTS - 1), "events_order"),
     Case("messages that waited for a turn", events(after_seq=4000, before_seq=4030, until_turn=4031), "events_order"),
-    Case("events of a late turn", events(turn=EVENTS - 1, limit=None), "events_order"),
+    Case("events of a late turn", events(turn=EVENTS - 1, limit=None), "events_order|events_late"),
+    Case("events of the first turn", events(turn=1, limit=None), "events_order|events_late", 1100),
+    Case(
+        "whether the first turn has an answer", events(turn=1, limit=2, oldest_first=True), "events_order|events_late"
+    ),
+    Case("runs that failed", lambda sql: sql.list_runs(RunQuery(equal={"status": "failed"})), "runs_failed"),
     Case("runs of a thread", runs(), "runs_of_thread"),
     Case("runs of a thread, oldest first", runs(oldest_first=True), "runs_of_thread"),
     Case("running runs of a thread", runs(equal={"status": "running"}, oldest_first=True), "runs_running"),
