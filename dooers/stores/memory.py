@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 
 from attrs import evolve
 
-from dooers.access import visible
 from dooers.codec import dumps
 from dooers.config import WorkerConfig
-from dooers.exceptions import NotFoundError, StoreError
+from dooers.exceptions import StoreError
 from dooers.models import (
     Change,
     EventQuery,
@@ -25,10 +24,10 @@ from dooers.models import (
     ThreadQuery,
 )
 from dooers.stats import Tally
-from dooers.stores import COUNTED, IN_MEMORY, Schema, View, nowhere, running_in, snapshot_of
+from dooers.stores import COUNTED, IN_MEMORY, Schema, View, running_in, snapshot_of
+from dooers.stores.ledger import Ledger
 from dooers.stores.sql import check_filter
 from dooers.stores.titles import is_in, pattern_of
-from dooers.turn import at_work
 
 __all__ = ["MemoryStore"]
 
@@ -62,12 +61,11 @@ class MemoryStore:
     def __init__(self, config: WorkerConfig | None = None) -> None:
         self._opened = False
         self.tally = Tally()
-        self._threads: dict[str, Thread] = {}
+        self._ledger = Ledger()
+        self._threads, self._runs, self._keys = self._ledger.threads, self._ledger.runs, self._ledger.keys
         self._events: dict[str, dict[str, ThreadEvent]] = {}
         self._thread_of_event: dict[str, str] = {}
-        self._runs: dict[str, Run] = {}
         self._beats: dict[str, datetime] = {}
-        self._keys: dict[str, tuple[str, str]] = {}
         self._settings: dict[str, StoredSettings] = {}
 
     async def open(self) -> None:
@@ -100,54 +98,34 @@ class MemoryStore:
         return future
 
     def _write(self, change: Change) -> Change:
-        if change.repeat_key is not None and change.repeat_key in self._keys:
-            thread_id, event_id = self._keys[change.repeat_key]
-            first = self._events[thread_id][event_id]
-            return evolve(change, thread=self._threads[thread_id], events=(first,), created=False, repeated=True)
-        known = self._threads.get(change.thread.id)
-        if known is not None and change.exact and not change.opens and known.created_at != change.thread.created_at:
-            known = None  # another one, made again under the same id
-        if known is None and not change.opens:
-            raise NotFoundError("there is no such thread")
-        if change.guard is not None and not visible(known or change.thread, change.guard):
-            raise NotFoundError("there is no such thread")
-        if change.during is not None and not at_work(change, self._runs.get(change.during)):
-            raise nowhere(change)
-        thread = known or change.thread
-        if change.removes:
-            self._forget(thread.id)
-            return evolve(change, thread=thread)
-        events: list[ThreadEvent] = []
-        thread = evolve(thread, last_seq=thread.last_seq + change.takes - len(change.events))
-        for event in change.events:
-            if event.id in self._thread_of_event:
-                raise StoreError(f"there is an event {event.id!r} already")
-            seq = thread.last_seq + 1
-            at = event.created_at
-            thread = evolve(thread, last_seq=seq, last_event_at=at, updated_at=at)
-            events.append(evolve(event, seq=seq, turn_seq=event.turn_seq or seq))
-        thread = evolve(thread, **change.patch)
-        self._threads[thread.id] = thread
-        self._events.setdefault(thread.id, {}).update({event.id: event for event in events})
-        self._thread_of_event.update({event.id: thread.id for event in events})
-        for run in change.runs:
-            begun = self._runs.get(run.id)
-            if begun is None:
-                self._runs[run.id] = run
-                self._beats[run.id] = run.started_at
-            elif begun.status == "running":
-                self._runs[run.id] = evolve(begun, status=run.status, ended_at=run.ended_at, error=run.error)
-        if change.repeat_key is not None and events:
-            self._keys[change.repeat_key] = (thread.id, events[0].id)
-        return evolve(change, thread=thread, events=tuple(events), created=known is None)
+        stored = self._ledger.decide(change)
+        if stored.repeated:
+            return stored
+        if stored.removes:
+            self._forget(stored.thread.id)
+            return stored
+        events = {event.id: event for event in stored.events}
+        taken = [event_id for event_id in events if event_id in self._thread_of_event]
+        if taken or len(events) < len(stored.events):
+            raise StoreError(f"there is an event {taken or [event.id for event in stored.events]} already")
+        self._ledger.enter(stored)
+        self._events.setdefault(stored.thread.id, {}).update(events)
+        self._thread_of_event.update(dict.fromkeys(events, stored.thread.id))
+        for run in stored.runs:
+            self._beats.setdefault(run.id, run.started_at)
+        return stored
 
     def _forget(self, thread_id: str) -> None:
         del self._threads[thread_id]
         for event_id in self._events.pop(thread_id, {}):
             del self._thread_of_event[event_id]
-        self._runs = {run.id: run for run in self._runs.values() if run.thread_id != thread_id}
-        self._beats = {run_id: at for run_id, at in self._beats.items() if run_id in self._runs}
-        self._keys = {key: where for key, where in self._keys.items() if where[0] != thread_id}
+        for run_id in [run.id for run in self._runs.values() if run.thread_id == thread_id]:
+            del self._runs[run_id], self._beats[run_id]
+        self._forget_keys([key for key, event in self._keys.items() if event.thread_id == thread_id])
+
+    def _forget_keys(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            del self._keys[key]
 
     async def beat(self, process_id: str, at: datetime) -> None:
         for run in self._runs.values():
@@ -161,7 +139,7 @@ class MemoryStore:
         thread_id = self._thread_of_event.pop(event_id, None)
         if thread_id is not None:
             del self._events[thread_id][event_id]
-            self._keys = {key: where for key, where in self._keys.items() if where[1] != event_id}
+            self._forget_keys([key for key, event in self._keys.items() if event.id == event_id])
 
     async def set_settings(self, worker_id: str, values: Mapping[str, Any], at: datetime) -> None:
         stored = self._settings.get(worker_id, StoredSettings())

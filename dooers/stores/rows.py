@@ -47,7 +47,7 @@ RUN_COLUMNS = "id, thread_id, agent_id, status, started_at, ended_at, error, pro
 
 def stamp(at: datetime) -> str:
     """A time as SQLite keeps it: ISO 8601, UTC, always the same width, so that texts sort as times do."""
-    return at.astimezone(UTC).isoformat(timespec="microseconds")
+    return (at if at.tzinfo is UTC else at.astimezone(UTC)).isoformat(timespec="microseconds")
 
 
 def maybe_json(value: Any) -> str | None:

@@ -1,7 +1,6 @@
-"""The SQL of this package: what all databases read by, and how SQLite writes. How PostgreSQL writes is in `sql_postgres.py`.
+"""The SQL that all databases read by, and write settings by. How they write Changes is in `sql_sqlite.py` and `sql_postgres.py`.
 
-Text and parameters only; connections are the stores' business. Parameters are named (`:name`). Columns are set one by one in
-the statement that needs it: no row is ever read, changed in Python and written back.
+Text and parameters only; connections are the stores' business. Parameters are named (`:name`).
 """
 
 from __future__ import annotations
@@ -12,26 +11,17 @@ from typing import Any, TypeAlias
 
 from dooers.codec import dumps
 from dooers.exceptions import InvalidValueError
-from dooers.models import Change, EventQuery, Run, RunQuery, Scope, Thread, ThreadEvent, ThreadQuery
-from dooers.stores.rows import (
-    EVENT_COLUMNS,
-    RUN_COLUMNS,
-    THREAD_COLUMNS,
-    event_row,
-    maybe_json,
-    run_row,
-    stamp,
-    thread_row,
-)
+from dooers.models import EventQuery, RunQuery, Scope, ThreadQuery
+from dooers.stores.rows import EVENT_COLUMNS, RUN_COLUMNS, THREAD_COLUMNS, stamp
 from dooers.stores.titles import pattern_of
 
-__all__ = ["SqliteStatements", "Statement", "Statements", "check_filter", "in_scope", "scope_values"]
+__all__ = ["Statement", "Statements", "check_filter", "in_scope", "scope_values"]
 
 Statement: TypeAlias = tuple[str, dict[str, Any]]
 
 # How many numbers behind its message an event of a turn is found by the order of its thread. What the index of the others is of, so
 # changed with a migration only.
-NEAR = 1000
+NEAR = 100
 
 # What may be compared in a filter; anything else in a filter is a mistake, or an attempt.
 COMPARABLE = {
@@ -110,19 +100,29 @@ class Statements:
                 values[name] = value
         if query.for_model:
             where.append("type = 'message' AND notice = 0")
-        wheres = [where]
-        if query.turn is not None:
-            # Nothing of a turn is before its message, and most of it right behind. What is farther off has an index of its own: else
-            # all of a long thread would be looked at for what may still come.
-            near = f"turn_seq = :turn AND seq >= :turn AND seq <= :turn + {NEAR}"
-            wheres = [[*where, near], [*where, f"turn_seq = :turn AND seq - turn_seq > {NEAR}"]]
-            values["turn"] = query.turn
         limit = "" if query.limit is None else " LIMIT :limit"
         if query.limit is not None:
             values["limit"] = query.limit
         way = "ASC" if query.oldest_first else "DESC"
-        text = " UNION ALL ".join(f"SELECT {EVENT_COLUMNS} FROM {self.events}{_and(one)}" for one in wheres)
+        if query.turn is None:
+            text = f"SELECT {EVENT_COLUMNS} FROM {self.events}{_and(where)}"
+        else:
+            text, values["turn"] = self._of_turn(where), query.turn
         return f"{text} ORDER BY seq {way}{limit}", values
+
+    def _of_turn(self, where: list[str]) -> str:
+        """Nothing of a turn is before its message, and most of it is right behind. What is farther off has an index of its own: else
+        all of a long thread would be looked at for what may still come."""
+        # A bound that planners believe: seen by itself, a range of low numbers is most of the table.
+        first = (
+            f"SELECT * FROM {self.events} WHERE thread_id = :thread_id AND seq >= :turn ORDER BY seq LIMIT {NEAR + 1}"
+        )
+        near = _and([*where, "turn_seq = :turn", f"seq - turn_seq <= {NEAR}"])
+        far = _and([*where, "turn_seq = :turn", f"seq - turn_seq > {NEAR}"])
+        return (
+            f"SELECT {EVENT_COLUMNS} FROM ({first}) AS near{near} "
+            f"UNION ALL SELECT {EVENT_COLUMNS} FROM {self.events}{far}"
+        )
 
     def seq_of(self, thread_id: str, event_id: str) -> Statement:
         return (
@@ -196,86 +196,7 @@ class Statements:
         )
 
 
-class SqliteStatements(Statements):
-    """How SQLite writes a Change: a statement for each of its parts, run inside one transaction."""
-
-    contains = "title REGEXP :pattern"
-
-    def __init__(self, prefix: str) -> None:
-        super().__init__(prefix)
-        # One statement opens a thread, or appends to it if it is there and lies in the guard's scope: no row comes back if not.
-        self._open = (
-            f"INSERT INTO {self.threads} ({THREAD_COLUMNS}) VALUES ({_named(THREAD_COLUMNS)}) "
-            f"ON CONFLICT (id) DO UPDATE SET last_seq = {self.threads}.last_seq + :count, "
-            f"last_event_at = excluded.last_event_at, updated_at = excluded.updated_at "
-            f"WHERE {in_scope(self.threads + '.')} RETURNING {THREAD_COLUMNS}"
-        )
-        self._append = (
-            f"UPDATE {self.threads} SET last_seq = last_seq + :count, last_event_at = :at, updated_at = :at "
-            f"WHERE id = :id AND {_EXACT} AND {in_scope('')} RETURNING {THREAD_COLUMNS}"
-        )
-        self._add_event = (
-            f"INSERT INTO {self.events} ({EVENT_COLUMNS}, repeat_key) VALUES ({_named(EVENT_COLUMNS)}, :repeat_key)"
-        )
-        # A run that has ended stays ended, whoever comes late.
-        self._put_run = (
-            f"INSERT INTO {self.runs} ({RUN_COLUMNS}, beat_at) VALUES ({_named(RUN_COLUMNS)}, :started_at) "
-            f"ON CONFLICT (id) DO UPDATE SET "
-            f"status = excluded.status, ended_at = excluded.ended_at, error = excluded.error "
-            f"WHERE {self.runs}.status = 'running'"
-        )
-
-    def append(self, change: Change) -> Statement:
-        """Take numbers for the change's events, opening the thread where the change may. Returns the thread, or no row."""
-        scope, count = scope_values(change.guard), change.takes
-        at = stamp(change.events[-1].created_at if change.events else change.thread.updated_at)
-        if change.opens:
-            times = {"last_event_at": at, "updated_at": at} if change.events else {}
-            return self._open, {**thread_row(change.thread, stamp), **times, "last_seq": count, "count": count, **scope}
-        made_at = stamp(change.thread.created_at) if change.exact else None
-        return self._append, {"id": change.thread.id, "made_at": made_at, "count": count, "at": at, **scope}
-
-    def patch(self, thread: Thread, change: Change) -> Statement:
-        """Set the columns of the thread that a Change names. Returns the thread, or no row."""
-        patch, made_at = change.patch, stamp(thread.created_at) if change.exact else None
-        values = {name: _PATCH[name](value) for name, value in patch.items()}
-        sets = ", ".join(f"{name} = :{name}" for name in values)
-        return (
-            f"UPDATE {self.threads} SET {sets} WHERE id = :id AND {_EXACT} AND {in_scope('')} "
-            f"RETURNING {THREAD_COLUMNS}",
-            {**values, "id": thread.id, "made_at": made_at, **scope_values(change.guard)},
-        )
-
-    def add_event(self, event: ThreadEvent, repeat_key: str | None) -> Statement:
-        return self._add_event, {**event_row(event, stamp), "repeat_key": repeat_key}
-
-    def put_run(self, run: Run) -> Statement:
-        return self._put_run, run_row(run, stamp)
-
-    def remove_thread(self, thread_id: str, guard: Scope | None) -> Statement:
-        """Delete a thread; its events and runs go with it by foreign key. Returns it, or no row."""
-        return (
-            f"DELETE FROM {self.threads} WHERE id = :id AND {in_scope('')} RETURNING {THREAD_COLUMNS}",
-            {"id": thread_id, **scope_values(guard)},
-        )
-
-
-# NULL: any thread of this id.
-_EXACT = "(:made_at IS NULL OR created_at = :made_at)"
-
-
-def _named(columns: str) -> str:
-    return ", ".join(f":{name.strip()}" for name in columns.split(","))
-
-
-_PATCH: dict[str, Any] = {
-    "title": lambda value: value,
-    "metadata": maybe_json,
-    "updated_at": stamp,
-    "last_event_at": stamp,
-}
-
-
+# What has an index of its own among runs.
 _INDEXED = ("running", "failed")
 _EVENT_TESTS = {
     "after_seq": "seq > :after_seq",

@@ -20,19 +20,16 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
-from attrs import evolve
 from databases.core import Connection
 
-from dooers.access import visible
 from dooers.codec import loads
 from dooers.config import WorkerConfig
-from dooers.exceptions import DooersError, NotFoundError, StoreError
+from dooers.exceptions import DooersError, StoreError
 from dooers.models import (
     Change,
     EventQuery,
     Run,
     RunQuery,
-    Scope,
     Snapshot,
     StoredSettings,
     Thread,
@@ -40,12 +37,13 @@ from dooers.models import (
     ThreadQuery,
 )
 from dooers.stats import Tally
-from dooers.stores import COUNTED, IN_MEMORY, Schema, View, at_once, nowhere, running_in, snapshot_of, store_error
+from dooers.stores import COUNTED, IN_MEMORY, Schema, View, at_once, running_in, snapshot_of, store_error
 from dooers.stores.rows import event_of, moment, run_of, thread_of
-from dooers.stores.sql import SqliteStatements, Statement
-from dooers.stores.sqlite_connection import begin, connect, hop, hop_to_end, in_time, look_often
+from dooers.stores.sql import Statement
+from dooers.stores.sql_sqlite import SqliteStatements
+from dooers.stores.sqlite_connection import begin, connect, hop, hop_to_end, in_time, ready_to_write
 from dooers.stores.sqlite_schema import look_into, prepare, prepare_file
-from dooers.turn import at_work
+from dooers.stores.sqlite_writers import write
 
 __all__ = ["SqliteStore"]
 
@@ -95,7 +93,7 @@ class SqliteStore:
         if not in_memory:
             await self._prepare(self._auto_migrate)
         self._writer = await connect(self._path, self._stack, self._patience)
-        await hop(self._writer, look_often)
+        await hop(self._writer, ready_to_write)
         if in_memory:
             await self._prepare(self._auto_migrate)
         # A database in memory exists for its connection only: there the writer reads too.
@@ -211,63 +209,16 @@ class SqliteStore:
             # Locked, unreadable, gone: so it is for each of them, and each would wait as long again to hear it.
             return [store_error(error) for _ in changes]
         try:
-            stored = [self._write_or_refuse(connection, change) for change in changes]
+            stored = write(connection, self._sql, changes)
             connection.execute("COMMIT")
             self.tally.count(len(changes))
-            return stored
+            return [*stored]
         except Exception as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             if len(changes) == 1:
                 return [store_error(error)]
         return [self._transaction(connection, [change])[0] for change in changes]
-
-    def _write_or_refuse(self, connection: sqlite3.Connection, change: Change) -> Change | DooersError:
-        try:
-            return self._write(connection, change)
-        except NotFoundError as error:
-            return error  # found out before anything of it was written: the others need not begin again
-
-    def _write(self, connection: sqlite3.Connection, change: Change) -> Change:
-        sql = self._sql
-        if change.repeat_key is not None:
-            first = _one(connection, sql.event_by_key(change.repeat_key))
-            if first is not None:
-                event = event_of(first)
-                thread = thread_of(_found(_one(connection, sql.thread(event.thread_id))))
-                return evolve(change, thread=thread, events=(event,), repeated=True)
-        if change.removes:
-            gone = _found(_one(connection, sql.remove_thread(change.thread.id, change.guard)))
-            return evolve(change, thread=thread_of(gone))
-        if change.during is not None:
-            row = _one(connection, sql.run(change.during))
-            if not at_work(change, None if row is None else run_of(row)):
-                raise nowhere(change)
-        thread, created = self._touch(connection, change)
-        if change.events or created:
-            thread = thread_of(_found(_one(connection, sql.append(change))))
-        if change.patch:
-            thread = thread_of(_found(_one(connection, sql.patch(thread, change))))
-        for run in change.runs:
-            connection.execute(*sql.put_run(run)).close()
-        first_seq = thread.last_seq - len(change.events) + 1
-        events = tuple(
-            evolve(event, seq=seq, turn_seq=event.turn_seq or seq) for seq, event in enumerate(change.events, first_seq)
-        )
-        for index, event in enumerate(events):
-            connection.execute(*sql.add_event(event, change.repeat_key if index == 0 else None)).close()
-        return evolve(change, thread=thread, events=events, created=created)
-
-    def _touch(self, connection: sqlite3.Connection, change: Change) -> tuple[Thread, bool]:
-        """The thread a Change is about, and whether it is to be created. NotFoundError if neither may be."""
-        if not change.opens and (change.events or change.patch):
-            return change.thread, False  # the statements that write it find out by themselves
-        row = _one(connection, self._sql.thread(change.thread.id))
-        known = None if row is None else thread_of(row)
-        if known is not None and change.exact and not change.opens and known.created_at != change.thread.created_at:
-            known = None  # another one, made again under the same id
-        created = known is None and change.opens
-        return _in_scope(change.thread if created else known, change.guard), created
 
     async def remove_event(self, event_id: str) -> None:
         await self._change_alone([self._sql.remove_event(event_id)])
@@ -316,7 +267,7 @@ class SqliteStore:
         self, equal: Mapping[str, str], at_most: int = COUNTED, containing: str | None = None
     ) -> int:
         row = await self._read(lambda connection: _one(connection, self._sql.count_threads(equal, at_most, containing)))
-        return int(_found(row)["total"])
+        return 0 if row is None else int(row["total"])
 
     async def reach(self, query: ThreadQuery, rows: int) -> tuple[datetime, str] | None:
         row = await self._read(lambda connection: _one(connection, self._sql.reach(query, rows)))
@@ -405,15 +356,3 @@ def _one(connection: sqlite3.Connection, statement: Statement) -> sqlite3.Row | 
     # fetchall, not fetchone: a statement with RETURNING is done only when its rows have all been fetched.
     rows = _all(connection, statement)
     return rows[0] if rows else None
-
-
-def _found(row: sqlite3.Row | None) -> sqlite3.Row:
-    if row is None:
-        raise NotFoundError("there is no such thread")
-    return row
-
-
-def _in_scope(thread: Thread | None, guard: Scope | None) -> Thread:
-    if thread is None or (guard is not None and not visible(thread, guard)):
-        raise NotFoundError("there is no such thread")
-    return thread

@@ -20,7 +20,7 @@ from databases.core import Connection
 
 from dooers.stores.titles import is_in
 
-__all__ = ["begin", "connect", "hop", "hop_to_end", "in_time", "look_often", "tuned", "use_wal"]
+__all__ = ["begin", "connect", "hop", "hop_to_end", "in_time", "ready_to_write", "tuned", "use_wal"]
 
 T = TypeVar("T")
 
@@ -145,9 +145,11 @@ def begin(connection: sqlite3.Connection, given_up: threading.Event, patience: f
                 raise
 
 
-def look_often(connection: sqlite3.Connection) -> None:
-    """For `begin`."""
-    connection.execute(f"PRAGMA busy_timeout={int(LOOK * 1000)}").fetchall()
+def ready_to_write(connection: sqlite3.Connection) -> None:
+    """For the one connection that writes."""
+    connection.execute(f"PRAGMA busy_timeout={int(LOOK * 1000)}").fetchall()  # as `begin` looks by itself
+    # A statement of many rows may need copies of pages until it is done: not a file for each.
+    connection.execute("PRAGMA temp_store=MEMORY").fetchall()
 
 
 async def connect(path: str, stack: AsyncExitStack, patience: float) -> Connection:

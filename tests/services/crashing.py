@@ -33,6 +33,7 @@ from starlette.types import ASGIApp
 from dooers import DooersError, HandlerError, WorkerConfig, WorkerServer, admission, steps, turn
 from dooers.pulse import Pulse
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
+from dooers.stores import sqlite_writers
 from dooers.stores.postgres_connection import Line
 from dooers.stores.sqlite import SqliteStore
 from dooers.stores.sqlite_connection import TunedConnection, hop
@@ -211,7 +212,7 @@ def acknowledge_early() -> None:
 
         def work(connection: Any) -> None:
             connection.execute("BEGIN IMMEDIATE")
-            stored = [self._write_or_refuse(connection, change) for change in changes]
+            stored = sqlite_writers.write(connection, self._sql, changes)
             loop.call_soon_threadsafe(known.set_result, stored)
             time.sleep(0.005)
             connection.execute("COMMIT")
@@ -233,7 +234,7 @@ def tear_changes() -> None:
     execute: Any = TunedConnection.execute
 
     def tearing(self: Any, sql: Any, parameters: Any = (), /) -> Any:
-        if isinstance(sql, str) and sql.startswith('INSERT INTO "worker_events"'):
+        if isinstance(sql, str) and sql.startswith('INSERT OR ROLLBACK INTO "worker_events"'):
             execute(self, "COMMIT")
             execute(self, "BEGIN IMMEDIATE")
         return execute(self, sql, parameters)

@@ -24,8 +24,9 @@ from dooers.models import Change, EventQuery, RunQuery, Scope, Thread, ThreadQue
 from dooers.stores import COUNTED, running_in
 from dooers.stores.postgres_connection import _numbered
 from dooers.stores.postgres_schema import prepare
-from dooers.stores.sql import SqliteStatements, Statement, Statements
+from dooers.stores.sql import Statement, Statements
 from dooers.stores.sql_postgres import PostgresStatements
+from dooers.stores.sql_sqlite import SqliteStatements
 from dooers.stores.sqlite_schema import prepare_file
 from dooers.stores.titles import is_in
 
@@ -40,12 +41,13 @@ SCOPE = Scope(*USER.values())
 
 @frozen
 class Case:
-    """A statement, the indexes that it may use, and how many rows it may look at."""
+    """A statement, the indexes that it may use, how many rows it may look at, and whether it may sort those that it found."""
 
     name: str
     make: Callable[[Any], Statement]
     by: str
     rows: int = FEW
+    sorts: bool = False
 
 
 def threads(**more: Any) -> Callable[[Statements], Statement]:
@@ -104,10 +106,14 @@ READS = [
     Case("events of a gap", events(after_seq=4000, before_seq=4030, oldest_first=True), "events_order"),
     Case("history for a model", events(for_model=True, until_turn=EVENTS - 1), "events_order"),
     Case("messages that waited for a turn", events(after_seq=4000, before_seq=4030, until_turn=4031), "events_order"),
-    Case("events of a late turn", events(turn=EVENTS - 1, limit=None), "events_order|events_late"),
-    Case("events of the first turn", events(turn=1, limit=None), "events_order|events_late", 1100),
+    Case("events of a late turn", events(turn=EVENTS - 1, limit=None), "events_order|events_late", sorts=True),
+    Case("events of the first turn", events(turn=1, limit=None), "events_order|events_late", 120, sorts=True),
     Case(
-        "whether the first turn has an answer", events(turn=1, limit=2, oldest_first=True), "events_order|events_late"
+        "whether the first turn has an answer",
+        events(turn=1, limit=2, oldest_first=True),
+        "events_order|events_late",
+        120,
+        sorts=True,
     ),
     Case("runs that failed", lambda sql: sql.list_runs(RunQuery(equal={"status": "failed"})), "runs_failed"),
     Case("runs of a thread", runs(), "runs_of_thread"),
@@ -137,9 +143,11 @@ WRITES = [
 KNOWN = a_thread(numbered("thread", 8), at=START)
 RUN = a_run(KNOWN, id=numbered("run", 7))
 SQLITE_WRITES = [
-    Case("appending", lambda sql: sql.append(change(guard=SCOPE)), "threads_pkey"),
-    Case("setting a title", lambda sql: sql.patch(KNOWN, change(patch={"title": "T"}, guard=SCOPE)), "threads_pkey"),
-    Case("removing a thread", lambda sql: sql.remove_thread(KNOWN.id, None), "threads_pkey"),
+    Case("looking up a group", lambda sql: sql.known(["t"], ["r"], ["k"]), "(threads|runs|events)_pkey|events_repeat"),
+    Case("touching a thread", lambda sql: next(sql.touch_threads([KNOWN])), "threads_pkey"),
+    Case("touching threads", lambda sql: next(sql.touch_threads([KNOWN] * 64)), "threads_pkey"),
+    Case("altering threads", lambda sql: next(sql.alter_threads([KNOWN] * 2)), "threads_pkey"),
+    Case("removing a thread", lambda sql: sql.remove_thread(KNOWN.id), "threads_pkey"),
 ]
 # SQLite reads these one after the other, in a transaction.
 POSTGRES_READS = [
@@ -156,6 +164,11 @@ POSTGRES_READS = [
         FEW + 1,
     ),
 ]
+# What a plan says of values that came with the statement.
+GIVEN = (
+    r"MATERIALIZE new|SCAN (CONSTANT ROW|\d+ CONSTANT ROWS|new|json_each .*)|(SCALAR|LIST|LEFT-MOST) SUBQUERY.*|COMPOUND QUERY|"
+    r"UNION ALL|.* SUBQUERY FOR IN-OPERATOR"
+)
 # One text for all that appends: what it does not need for a thread it does not do.
 WRITTEN = "threads_pkey|runs_pkey|events_repeat"
 POSTGRES_WRITES = [
@@ -213,15 +226,22 @@ SQLITE_READS = [
 ]
 
 
+# How SQLite says that it puts the two halves of a turn together, and sorts the first.
+TOGETHER = ("MERGE (UNION ALL)", "LEFT", "RIGHT", "CO-ROUTINE near", "SCAN near", "USE TEMP B-TREE FOR ORDER BY")
+
+
 @cases(READS, SQLITE_READS, WRITES, SQLITE_WRITES)
 def test_sqlite_finds_by_an_index_and_sorts_nothing(sqlite_plenty: sqlite3.Connection, case: Case) -> None:
     text, values = case.make(SqliteStatements("worker_"))
     plan = [row[3] for row in sqlite_plenty.execute(f"EXPLAIN QUERY PLAN {text}", values)]
     if plan[:1] == ["CO-ROUTINE few"]:  # what is counted was found by what stands between
         plan = plan[1:-1]
+    plan = [step for step in plan if not re.fullmatch(GIVEN, step)]
     for step in plan:
-        # The index of the few that are running may be read as a whole: that is what it is for.
-        assert re.match(r"SEARCH|SCAN \w+ USING (COVERING )?INDEX worker_runs_running", step), plan
+        if case.sorts and step in TOGETHER:
+            continue
+        # The index of the few that are running, or failed, may be read as a whole: that is what it is for.
+        assert re.match(r"SEARCH|SCAN \w+ USING (COVERING )?INDEX worker_runs_(running|failed)", step), plan
         primary = r"sqlite_autoindex_worker_(threads|events|runs|settings)_1"
         used = re.sub(primary, r"worker_\1_pkey", step)
         assert re.search(rf"USING (COVERING )?INDEX worker_({case.by})\b", used), plan
@@ -303,11 +323,11 @@ def _check(case: Case, nodes: list[Node]) -> None:
         if node["Node Type"] == "Bitmap Heap Scan":
             continue  # its index is the node below
         assert node["Node Type"] in ("Index Scan", "Index Only Scan", "Bitmap Index Scan"), kinds
-        assert "Index Cond" in node or node["Index Name"].endswith("runs_running"), kinds
+        assert "Index Cond" in node or node["Index Name"].endswith(("runs_running", "runs_failed")), kinds
     used = {node["Index Name"] for node in nodes if "Index Name" in node}
     assert all(re.fullmatch(f"worker_({case.by})", index) for index in used), kinds
     assert bool(used) == bool(case.by), kinds
-    assert not any("Sort" in kind for kind, _ in kinds), kinds
+    assert case.sorts or not any("Sort" in kind for kind, _ in kinds), kinds
 
 
 _NO_TABLE = {"CTE Scan", "Function Scan", "Subquery Scan"}

@@ -32,7 +32,7 @@ def upgrade() -> None:
     failed = sa.text("status = 'failed'")
     op.create_index(f"{runs}_failed", runs, order[1:], sqlite_where=failed, postgresql_where=failed)
     # Few are, so it costs nothing to write; and as nothing else can be asked of it, no plan takes it for the order of a thread.
-    events, far = f"{prefix}events", sa.text("seq - turn_seq > 1000")
+    events, far = f"{prefix}events", sa.text("seq - turn_seq > 100")
     op.create_index(f"{events}_late", events, ["thread_id", "turn_seq", "seq"], sqlite_where=far, postgresql_where=far)
 
 
