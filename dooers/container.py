@@ -35,6 +35,7 @@ from dooers.stats import Counts
 from dooers.stores import Store, open_store
 from dooers.stores.sql import Statement
 from dooers.stores.sql_postgres import Beside
+from dooers.totals import Totals
 from dooers.vault import Vault
 
 __all__ = [
@@ -127,6 +128,7 @@ class Worker(containers.DeclarativeContainer):
     relay = Singleton(Relay, broadcast, broker, store, clock, process_id)
     collector = Singleton(Collector, config, relay, clock)
     quotas = Singleton(Quotas, config)
+    totals = Singleton(Totals, store)
     lanes = Singleton(Lanes, config.provided.thread_queue_limit)
     settings = Singleton(SettingsOf, store, relay, clock, vault, shape)
     runner = Singleton(Runner, config, store, relay, broker, collector, clock, lanes, settings, counts, process_id)

@@ -228,6 +228,7 @@ class WorkerServer(Registration):
             schema=parts.shape().schema,
             policy=Policy(self.config.permissions, self._authorize),
             quotas=parts.quotas(),
+            totals=parts.totals(),
             handler=handler,
             authenticate=self._authenticate,
         )

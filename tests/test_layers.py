@@ -16,7 +16,19 @@ RINGS: list[set[str]] = [
     {"models", "exceptions", "schema", "config"},
     {"access", "codec", "content", "dialects", "news", "protocol", "send", "settings", "stats", "turn"} | {"history"},
     {"brokers", "clock", "courier", "stores", "vault", "webhook"},
-    {"lanes", "locks", "broadcast", "quota", "analytics", "context", "steps", "openturn", "elsewhere", "deadline"}
+    {
+        "lanes",
+        "locks",
+        "broadcast",
+        "quota",
+        "totals",
+        "analytics",
+        "context",
+        "steps",
+        "openturn",
+        "elsewhere",
+        "deadline",
+    }
     | {"catchup", "relay", "stage", "deaf", "admission", "runner", "pulse", "repository"},
     {"injector", "scope", "inject", "container", "lifecycle", "session", "registration", "resume", "routes"}
     | {"routing", "dispatch"},

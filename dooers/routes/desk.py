@@ -29,6 +29,7 @@ from dooers.runner import Runner
 from dooers.schema import SettingsSchema
 from dooers.session import AuthRequest, Session
 from dooers.stores import Store
+from dooers.totals import Totals
 from dooers.turn import Clock
 
 __all__ = ["Authenticate", "Desk", "begin_without", "need_schema", "own_worker", "page_size", "room_for", "seen_thread"]
@@ -53,6 +54,7 @@ class Desk:
     schema: SettingsSchema | None
     policy: Policy
     quotas: Quotas
+    totals: Totals
     handler: Handler | None
     authenticate: Authenticate | None
 

@@ -57,7 +57,7 @@ async def thread_list(desk: Desk, session: Session, frame: ClientFrame) -> None:
         page, more = await _threads(desk, session, query)
         result: dict[str, Any] = {"threads": [thread_out(one, session.dialect) for one in page]}
         if session.access.sees_all:  # else the number would tell of threads that this one does not see
-            result["total_count"] = await _count(desk, session, query)
+            result["total_count"] = await _total(desk, session, query, page, more)
         if more is not None:
             result["cursor"] = write_cursor(*more)
         session.send("thread.list.result", result)
@@ -65,8 +65,10 @@ async def thread_list(desk: Desk, session: Session, frame: ClientFrame) -> None:
         session.release()
 
 
-async def _count(desk: Desk, session: Session, query: ThreadQuery) -> int:
-    return 0 if _is_nobody(session) else await desk.store.count_threads(query.equal, containing=query.containing)
+async def _total(desk: Desk, session: Session, query: ThreadQuery, page: list[Thread], more: _Place | None) -> int:
+    if _is_nobody(session) or (query.before is None and more is None):
+        return len(page)  # that is all of them
+    return await desk.totals.of(query.equal, query.containing)
 
 
 async def _threads(desk: Desk, session: Session, query: ThreadQuery) -> tuple[list[Thread], _Place | None]:

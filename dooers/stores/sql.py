@@ -19,6 +19,10 @@ __all__ = ["Statement", "Statements", "check_filter", "in_scope", "scope_values"
 
 Statement: TypeAlias = tuple[str, dict[str, Any]]
 
+# How many numbers behind its message an event of a turn is found by the order of its thread. What the index of the others is of, so
+# changed with a migration only.
+NEAR = 100
+
 # What may be compared in a filter; anything else in a filter is a mistake, or an attempt.
 COMPARABLE = {
     "threads": ("id", "worker_id", "organization_id", "workspace_id", "user_id", "title"),
@@ -100,7 +104,25 @@ class Statements:
         if query.limit is not None:
             values["limit"] = query.limit
         way = "ASC" if query.oldest_first else "DESC"
-        return f"SELECT {EVENT_COLUMNS} FROM {self.events}{_and(where)} ORDER BY seq {way}{limit}", values
+        if query.turn is None:
+            text = f"SELECT {EVENT_COLUMNS} FROM {self.events}{_and(where)}"
+        else:
+            text, values["turn"] = self._of_turn(where), query.turn
+        return f"{text} ORDER BY seq {way}{limit}", values
+
+    def _of_turn(self, where: list[str]) -> str:
+        """Nothing of a turn is before its message, and most of it is right behind. What is farther off has an index of its own: else
+        all of a long thread would be looked at for what may still come."""
+        # A bound that planners believe: seen by itself, a range of low numbers is most of the table.
+        first = (
+            f"SELECT * FROM {self.events} WHERE thread_id = :thread_id AND seq >= :turn ORDER BY seq LIMIT {NEAR + 1}"
+        )
+        near = _and([*where, "turn_seq = :turn", f"seq - turn_seq <= {NEAR}"])
+        far = _and([*where, "turn_seq = :turn", f"seq - turn_seq > {NEAR}"])
+        return (
+            f"SELECT {EVENT_COLUMNS} FROM ({first}) AS near{near} "
+            f"UNION ALL SELECT {EVENT_COLUMNS} FROM {self.events}{far}"
+        )
 
     def seq_of(self, thread_id: str, event_id: str) -> Statement:
         return (
@@ -113,11 +135,11 @@ class Statements:
 
     def list_runs(self, query: RunQuery) -> Statement:
         check_filter("runs", query.equal)
-        running = query.equal.get("status") == "running"
-        apart = {"worker_id", "status"} if running else {"worker_id"}
+        status = query.equal.get("status")
+        apart = {"worker_id", "status"} if status in _INDEXED else {"worker_id"}
         where, values = _where("runs", {k: v for k, v in query.equal.items() if k not in apart})
-        if running:
-            where.append("status = 'running'")  # written out, as their index is only for them
+        if status in _INDEXED:
+            where.append(f"status = '{status}'")  # written out, as their index is only for them
         if "worker_id" in query.equal:
             where.append(f"thread_id IN (SELECT id FROM {self.threads} WHERE worker_id = :worker_id)")
             values["worker_id"] = query.equal["worker_id"]
@@ -174,12 +196,12 @@ class Statements:
         )
 
 
+# What has an index of its own among runs.
+_INDEXED = ("running", "failed")
 _EVENT_TESTS = {
     "after_seq": "seq > :after_seq",
     "before_seq": "seq < :before_seq",
     "until_turn": "turn_seq <= :until_turn",
-    # A turn begins with its message; nothing of it is before that. The index knows `seq` only.
-    "turn": "turn_seq = :turn AND seq >= :turn",
 }
 
 

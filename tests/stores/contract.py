@@ -993,6 +993,22 @@ class StoreContract:
 
     # ------------------------------------------------------------ snapshots
 
+    async def test_a_turn_is_found_whole_however_far_its_answers_are_from_its_message(self, store: Store) -> None:
+        thread, events = await filled(store, 1)
+        # As many numbers as a turn is looked for in the order of its thread, and some on both sides of that.
+        for turn in [*[1, 0] * 60, 1]:
+            stored = await store.apply(Change(thread=thread, events=(an_event(thread, turn_seq=turn),), exact=False))
+            events.append(stored.events[0])
+        whole = [event for event in events if event.turn_seq == 1]
+        assert whole[-1].seq == len(events) == 122
+        query = EventQuery(thread_id=thread.id, turn=1)
+        assert await store.events(query) == whole
+        assert await store.events(evolve(query, limit=2, oldest_first=True)) == whole[:2]
+        assert await store.events(evolve(query, limit=2)) == whole[-2:]
+        assert await store.events(evolve(query, limit=9, after_seq=97, before_seq=107)) == [
+            event for event in whole if 97 < event.seq < 107
+        ]
+
     async def test_a_snapshot_of_a_short_thread_is_all_of_it(self, store: Store) -> None:
         thread, events = await filled(store, 3)
         snapshot = await store.snapshot(thread.id)

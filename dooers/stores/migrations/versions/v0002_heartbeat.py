@@ -1,5 +1,5 @@
 """A running run says whose it is and when it last gave a sign of life. Ids sort by their bytes, also in PostgreSQL. Runs are found in
-the order in which they are listed.
+the order in which they are listed, those that failed by themselves; so is what a turn said long after its message.
 
 Runs of before have said nothing: the first process that looks closes those that are still called running.
 """
@@ -29,6 +29,11 @@ def upgrade() -> None:
     op.drop_index(f"{runs}_of_thread", runs)
     op.create_index(f"{runs}_of_thread", runs, order)
     op.create_index(f"{runs}_running", runs, order, sqlite_where=running, postgresql_where=running)
+    failed = sa.text("status = 'failed'")
+    op.create_index(f"{runs}_failed", runs, order[1:], sqlite_where=failed, postgresql_where=failed)
+    # Few are, so it costs nothing to write; and as nothing else can be asked of it, no plan takes it for the order of a thread.
+    events, far = f"{prefix}events", sa.text("seq - turn_seq > 100")
+    op.create_index(f"{events}_late", events, ["thread_id", "turn_seq", "seq"], sqlite_where=far, postgresql_where=far)
 
 
 def sort_by_bytes(prefix: str) -> None:
