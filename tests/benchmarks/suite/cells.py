@@ -233,9 +233,10 @@ CELLS: tuple[Cell, ...] = (
 
 CPU = Figure("cpu", "µs CPU, server")
 DB = Figure("db", "µs CPU, database")
+CLIENT = Figure("client", "µs CPU, client")
 LATE = (Figure("p50", "ms, median"), Figure("p99", "ms, p99"))
 AREAS: tuple[Area, ...] = (
-    Area("turns", "Turns over WebSockets", Figure("rate", "turns a second"), "ceiling", (*LATE, CPU, DB), "raw echo"),
+    Area("turns", "Turns over WebSockets", Figure("rate", "turns a second"), "ceiling", (*LATE, CPU, DB, CLIENT), "raw echo"),
     Area("stream", "A stream of events", Figure("rate", "events a second"), "ceiling", (CPU, DB, Figure("lost", "lost by kill -9"))),
     Area("deltas", "A stream of deltas", Figure("rate", "pieces a second"), "a frame a piece", (CPU, Figure("frames", "frames a turn"))),
     Area("dispatch", "Dispatch", Figure("rate", "turns a second"), "by hand", (Figure("cpu", "µs CPU, process"),)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -30,14 +29,13 @@ def late(times: Sequence[float]) -> dict[str, float]:
 
 
 def per(use: dict[str, float], count: int) -> dict[str, float]:
-    """Microseconds of CPU for each, of the server and of the database; the share of a core that was our own."""
-    cost = {name: use[name] / count * 1e6 for name in ("cpu", "db")}
-    return {**cost, "client": use["client"] / use["wall"]}
+    """Microseconds of CPU for each, of the server, of the database, and of us who ask."""
+    return {name: use[name] / count * 1e6 for name in ("cpu", "db", "client")}
 
 
 def metered(server: Served, database: Database) -> Meter:
     gc.collect()
-    return Meter({"cpu": server.process.pid, "db": database.pid, "client": os.getpid()})
+    return Meter({"cpu": server.process.pid, "db": database.pid})
 
 
 async def turns(server: Served, database: Database, seconds: float, people: int) -> dict[str, float]:

@@ -81,19 +81,21 @@ async def run_inside(program: str, name: str, *words: Any) -> dict[str, float]:
 
 @define(eq=False)
 class Meter:
-    """CPU seconds since it was made, and the time on the clock."""
+    """CPU seconds since it was made, of other processes and of this one (`client`), and the time on the clock."""
 
     parts: Mapping[str, int | None]
     began: dict[str, float] = Factory(dict)
     wall: float = 0.0
+    own: float = 0.0
 
     def __attrs_post_init__(self) -> None:
-        self.began, self.wall = {name: used(pid) for name, pid in self.parts.items()}, time.perf_counter()
+        self.began = {name: used(pid) for name, pid in self.parts.items()}
+        self.wall, self.own = time.perf_counter(), time.process_time()
 
     def read(self) -> dict[str, float]:
         """Of each part, and `wall`."""
-        wall = time.perf_counter() - self.wall
-        return {"wall": wall, **{name: used(pid) - self.began[name] for name, pid in self.parts.items()}}
+        wall, own = time.perf_counter() - self.wall, time.process_time() - self.own
+        return {"wall": wall, "client": own, **{name: used(pid) - self.began[name] for name, pid in self.parts.items()}}
 
 
 def used(pid: int | None) -> float:
