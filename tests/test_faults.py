@@ -32,6 +32,7 @@ from dooers.brokers.memory import Hub, MemoryBroker
 from dooers.clock import SystemClock
 from dooers.exceptions import DispatchError, DooersError, HandlerError
 from dooers.models import Change, EventQuery, Run, RunQuery, TextPart
+from dooers.protocol import write_cursor
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 from dooers.stores import Store
 from dooers.stores.memory import MemoryStore
@@ -403,6 +404,8 @@ async def a_stop(house: House) -> None:
 
 async def reading(house: House) -> None:
     await house.ask("list", "thread.list")
+    # A later page: of the first, if it is the only one, the total needs no counting.
+    await house.ask("page", "thread.list", cursor=write_cursor(datetime.now(UTC), house.thread_id))
     await house.ask("search", "thread.list", query="t")
     await house.ask("rename", "thread.update", thread_id=house.thread_id, title="of a person")
     await house.ask("events", "event.list", thread_id=house.thread_id, before_event_id=house.event_id)

@@ -184,11 +184,14 @@ class Audit:
         for thread_id, titles in self.told.titles.items():
             if thread_id in self.threads and not self.told.gone(thread_id):
                 now = self.threads[thread_id]["title"]
-                if now is None or self._at(now) < max(map(self._at, titles)):
+                # A title leaves no trace of its turn: one that was shown, and its turn killed right then, takes place once more. So what
+                # counts is when handlers ran: the one of this title, at last, not before any other of which a title was shown began.
+                if now is None or self._times(now)[-1] < max(self._times(title)[0] for title in titles):
                     raise WrongError(f"thread {thread_id} is called {now!r}, and was shown as {titles}")
 
-    def _at(self, title: str) -> int:
-        return int(self.messages[title.split(" ")[2]]["seq"])
+    def _times(self, title: str) -> list[int]:
+        """When a handler ran for the message that a title is of: places in the order in which all of them ran."""
+        return [place for place, (key, *_) in enumerate(self.ran) if key == title.split(" ")[2]]
 
     def _ran(self) -> None:
         last = dict[tuple[str, int], int]()
