@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol, TypeAlias
 
-from attrs import define, evolve
+from attrs import define
 
-from dooers.models import Change, Scope, Thread, ThreadEvent
+from dooers.models import Change, Scope, Thread, ThreadEvent, evolve
 from dooers.protocol import Audience, Dialect, Frame, appended, frames_of, serialize
 from dooers.turn import Clock
 
@@ -209,12 +209,7 @@ class Broadcast:
     def lacks(self, change: Change) -> bool:
         """Whether somebody here has not been told of an event that came before these."""
         feeds = self._threads.get(change.thread.id) if change.events else None
-        if feeds is not None:
-            first = change.events[0].seq
-            for feed in feeds.values():  # a plain loop: they may be hundreds, and it is gone through for each event
-                if feed.after is not None and first > feed.after + 1 and feed.held is None:
-                    return True
-        return False
+        return feeds is not None and any(feed.held is None and feed.lacks(change) for feed in feeds.values())
 
     def reached(self, thread_id: str) -> int | None:
         """The last event that everybody here has who follows a thread; None where nobody is known to have any."""

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from attrs import Factory, define, evolve
+from attrs import Factory, define
 
 from dooers.broadcast import Broadcast, Member
 from dooers.elsewhere import Elsewhere
-from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadQuery
+from dooers.models import Change, EventQuery, RunQuery, Thread, ThreadQuery, evolve
 from dooers.news import News
 from dooers.stores import GAP, Store, answered
 

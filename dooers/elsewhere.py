@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from attrs import evolve
-
 from dooers.broadcast import Broadcast
-from dooers.models import Change, ThreadEvent
+from dooers.models import Change, ThreadEvent, evolve
 from dooers.news import News
 from dooers.steps import Growing
 

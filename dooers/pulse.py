@@ -14,13 +14,11 @@ from datetime import datetime, timedelta
 from math import inf
 from typing import Any, TypeVar
 
-from attrs import evolve
-
 from dooers.brokers import Broker
 from dooers.codec import clean
 from dooers.config import WorkerConfig
 from dooers.exceptions import NotFoundError, told
-from dooers.models import Run
+from dooers.models import Run, evolve
 from dooers.runner import Runner
 from dooers.stores import Store, answered
 from dooers.turn import Clock, mourning

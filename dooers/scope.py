@@ -80,11 +80,7 @@ class Plan:
 
     async def arguments(self, scope: _Scope) -> tuple[list[Any], dict[str, Any]]:
         """The values for one call."""
-        values = {}
-        for name, provider in self.sources:
-            # What every turn has needs no waiting for.
-            plain = type(provider) is TurnValue and not provider.overridden
-            values[name] = scope.given[provider.key] if plain else await scope.value(provider)
+        values = {name: await scope.value(provider) for name, provider in self.sources}
         return (list(values.values()), {}) if self.positional else ([], values)
 
     @property

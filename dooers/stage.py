@@ -129,8 +129,6 @@ class Stage:
         """What is to be stored when a turn ends: more than one Change only where writes of it have failed."""
         steps = opened.steps
         runs = steps.left_open()
-        if not runs and notice is None and outcome == "succeeded" and steps.traced:
-            return []
         last = runs.pop() if runs else None
         ends = [closing(evolve(steps.turn, run=run), outcome, self._clock) for run in runs]
         ends.append(closing(evolve(steps.turn, run=last), outcome, self._clock, notice=notice, traced=steps.traced))

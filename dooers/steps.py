@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from attrs import Factory, define, evolve, field
+from attrs import Factory, define, field
 
 from dooers.broadcast import Teller
 from dooers.codec import clean
 from dooers.exceptions import HandlerError, InvalidValueError, NotFoundError
-from dooers.models import Change, Run, TextPart, Thread, ThreadEvent
+from dooers.models import Change, Run, TextPart, Thread, ThreadEvent, evolve
 from dooers.send import WorkerEvent
 from dooers.stores import outcome_of
 from dooers.turn import Clock, Turn, grown, sprout, step

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
-from attrs import evolve
 
 from dooers.codec import loads
 from dooers.config import WorkerConfig
@@ -29,6 +28,7 @@ from dooers.models import (
     Thread,
     ThreadEvent,
     ThreadQuery,
+    evolve,
 )
 from dooers.stats import Tally
 from dooers.stores import COUNTED, Schema, View, nowhere, running_in, snapshot_of, store_error
