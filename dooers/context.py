@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
-from typing import Any, Literal
+from operator import attrgetter
+from typing import Any, Literal, TypeVar
 
 from attrs import evolve, field, frozen
 
@@ -12,7 +13,7 @@ from dooers.analytics import AnalyticsEvent, AnalyticsEventPayload, Collector
 from dooers.broadcast import Teller
 from dooers.codec import plain
 from dooers.exceptions import InvalidValueError, NotConfiguredError, NotFoundError, StoreError
-from dooers.history import format_history
+from dooers.history import Said, format_history
 from dooers.models import ContentPart, EventQuery, Identity, StoredSettings, Thread, ThreadEvent, text_of
 from dooers.protocol import iso
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
@@ -23,6 +24,9 @@ from dooers.vault import Vault
 
 __all__ = ["WorkerAnalytics", "WorkerContext", "WorkerIncoming", "WorkerMemory", "WorkerSettings"]
 
+T = TypeVar("T", ThreadEvent, Said)
+
+_PLACE = attrgetter("turn_seq", "seq")
 MAX_HISTORY = 10_000
 # How often a rotation looks again at settings that others wrote meanwhile, with an older key than its own.
 ROTATION_ROUNDS = 10
@@ -134,8 +138,8 @@ class WorkerMemory:
         Oldest first, as a model needs them, unless `order="desc"`. Error notices are never among them. In the anthropic
         format the user begins and roles alternate, so neighbours of one side are joined.
         """
-        events = await self._fetch(limit, filters, for_model=True)
-        return _ordered(format_history(events, format), order)
+        said = await self._fetch(self._store.said, limit, filters, for_model=True)
+        return _ordered(format_history(said, format), order)
 
     async def get_history_raw(
         self,
@@ -144,9 +148,16 @@ class WorkerMemory:
         filters: Mapping[str, str] | None = None,
     ) -> list[ThreadEvent]:
         """The newest `limit` events of every kind that pass `filters`, as they are stored; oldest first unless `order="desc"`."""
-        return _ordered(await self._fetch(limit, filters, for_model=False), order)
+        return _ordered(await self._fetch(self._store.events, limit, filters), order)
 
-    async def _fetch(self, limit: int, filters: Mapping[str, str] | None, *, for_model: bool) -> list[ThreadEvent]:
+    async def _fetch(
+        self,
+        read: Callable[[EventQuery], Awaitable[list[T]]],
+        limit: int,
+        filters: Mapping[str, str] | None,
+        *,
+        for_model: bool = False,
+    ) -> list[T]:
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_HISTORY:
             raise InvalidValueError(f"limit: expected a number from 1 to {MAX_HISTORY}, got {limit!r}")
         if self._settle is not None:
@@ -158,7 +169,7 @@ class WorkerMemory:
             until_turn=self._turn_seq,
             equal=dict(filters or {}),
         )
-        events = await self._store.events(query)
+        events = await read(query)
         if len(events) == limit and events[0].seq > (oldest := min(event.turn_seq for event in events)) + 1:
             # Messages that waited while that turn was answered have lower numbers than its answers, and are newer all the same.
             waited = evolve(
@@ -169,9 +180,9 @@ class WorkerMemory:
                 equal={**query.equal, "actor": "user"},
             )
             if query.equal.get("actor", "user") == "user":
-                events = await self._store.events(waited) + events
+                events = await read(waited) + events
         # By turn, then by number: a message that arrived while an earlier one was being answered stands after that answer.
-        return sorted(events, key=lambda event: (event.turn_seq, event.seq))[-limit:]
+        return sorted(events, key=_PLACE)[-limit:]
 
 
 def _ordered(items: list[Any], order: str | None) -> list[Any]:

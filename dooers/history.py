@@ -12,20 +12,38 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote_to_bytes
 
-from dooers.exceptions import InvalidValueError, meant, quoted
-from dooers.models import ContentPart, DocumentPart, ImagePart, TextPart, ThreadEvent
+from attrs import frozen
 
-__all__ = ["FORMATS", "HistoryFormat", "format_history"]
+from dooers.exceptions import InvalidValueError, meant, quoted
+from dooers.models import Actor, ContentPart, DocumentPart, ImagePart, TextPart, ThreadEvent
+
+__all__ = ["FORMATS", "HistoryFormat", "Said", "format_history"]
 
 HistoryFormat: TypeAlias = Literal["openai", "anthropic", "google", "cohere", "voyage"]
 Message: TypeAlias = dict[str, Any]
+
+
+@frozen(slots=False)
+class Said:
+    """What a model reads of a message, and its place in the thread. A store that keeps more of it need not read the rest."""
+
+    actor: Actor
+    content: list[ContentPart]
+    seq: int
+    turn_seq: int
+
+    @classmethod
+    def of(cls, event: ThreadEvent) -> Said:
+        """What there is of it in a whole event."""
+        return cls(event.actor, event.content, event.seq, event.turn_seq)
+
 
 _DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),(.*)", re.DOTALL | re.IGNORECASE)
 _PDF = "application/pdf"
 _UNKNOWN = "application/octet-stream"
 
 
-def format_history(events: Sequence[ThreadEvent], format: str) -> list[Message]:
+def format_history(events: Sequence[Said], format: str) -> list[Message]:
     """Messages, oldest first, in a vendor's shape. InvalidValueError for a vendor that is not known."""
     vendor = FORMATS.get(format) if isinstance(format, str) else None
     if vendor is None:
@@ -56,7 +74,7 @@ def _in_words(content: Sequence[ContentPart]) -> str:
     return "\n".join(part.text if isinstance(part, TextPart) else _named(part) for part in content)
 
 
-def _said(event: ThreadEvent) -> list[ContentPart]:
+def _said(event: Said) -> list[ContentPart]:
     """The content without blank texts, which some vendors refuse."""
     return [part for part in event.content if not (isinstance(part, TextPart) and not part.text.strip())]
 
@@ -68,11 +86,11 @@ def _plain_text(content: Sequence[ContentPart]) -> bool:
 # ---------------------------------------------------------------- openai (and voyage, which speaks the same)
 
 
-def _openai(events: Sequence[ThreadEvent]) -> list[Message]:
+def _openai(events: Sequence[Said]) -> list[Message]:
     return [_openai_message(event) for event in events]
 
 
-def _openai_message(event: ThreadEvent) -> Message:
+def _openai_message(event: Said) -> Message:
     role = event.actor if event.actor in ("user", "assistant", "system") else "assistant"
     # Only a user's message may carry parts that are not text.
     if role != "user" or _plain_text(event.content):
@@ -90,20 +108,18 @@ def _openai_part(part: ContentPart) -> Message:
     return {"type": "text", "text": _named(part)}
 
 
-def _voyage(events: Sequence[ThreadEvent]) -> list[Message]:
+def _voyage(events: Sequence[Said]) -> list[Message]:
     return [{"role": _two_sided(event), "content": _in_words(event.content)} for event in events]
 
 
 # ---------------------------------------------------------------- anthropic: roles alternate, the user begins
 
 
-def _two_sided(event: ThreadEvent) -> str:
+def _two_sided(event: Said) -> str:
     return "user" if event.actor == "user" else "assistant"
 
 
-def _alternating(
-    events: Sequence[ThreadEvent], role_of: Callable[[ThreadEvent], str]
-) -> list[tuple[str, list[ContentPart]]]:
+def _alternating(events: Sequence[Said], role_of: Callable[[Said], str]) -> list[tuple[str, list[ContentPart]]]:
     """Neighbours of one side joined, whatever stands before the first user message left out, empty ones too."""
     joined: list[tuple[str, list[ContentPart]]] = []
     for event in events:
@@ -118,7 +134,7 @@ def _alternating(
     return joined
 
 
-def _anthropic(events: Sequence[ThreadEvent]) -> list[Message]:
+def _anthropic(events: Sequence[Said]) -> list[Message]:
     messages: list[Message] = []
     for role, content in _alternating(events, _two_sided):
         if role == "assistant" or _plain_text(content):
@@ -146,7 +162,7 @@ def _anthropic_part(part: ContentPart) -> Message:
 # ---------------------------------------------------------------- google: user and model, parts
 
 
-def _google(events: Sequence[ThreadEvent]) -> list[Message]:
+def _google(events: Sequence[Said]) -> list[Message]:
     # A message without parts, or a part without text, is refused.
     return [
         {"role": "user" if event.actor == "user" else "model", "parts": [_google_part(part) for part in content]}
@@ -168,7 +184,7 @@ def _google_part(part: ContentPart) -> Message:
 # ---------------------------------------------------------------- cohere: text only
 
 
-def _cohere(events: Sequence[ThreadEvent]) -> list[Message]:
+def _cohere(events: Sequence[Said]) -> list[Message]:
     # A message without a word is refused.
     return [
         {"role": _COHERE.get(event.actor, "CHATBOT"), "message": _in_words(content)}
@@ -179,7 +195,7 @@ def _cohere(events: Sequence[ThreadEvent]) -> list[Message]:
 
 _COHERE = {"user": "USER", "assistant": "CHATBOT", "system": "SYSTEM"}
 
-FORMATS: dict[str, Callable[[Sequence[ThreadEvent]], list[Message]]] = {
+FORMATS: dict[str, Callable[[Sequence[Said]], list[Message]]] = {
     "openai": _openai,
     "anthropic": _anthropic,
     "google": _google,

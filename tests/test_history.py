@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from datetime import UTC, datetime
 from typing import Any, get_args
 
 import pytest
@@ -11,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dooers.exceptions import InvalidValueError
-from dooers.history import FORMATS, HistoryFormat, format_history
-from dooers.models import Actor, ContentPart, DocumentPart, ImagePart, TextPart, ThreadEvent
+from dooers.history import FORMATS, HistoryFormat, Said, format_history
+from dooers.models import Actor, ContentPart, DocumentPart, ImagePart, TextPart
 
-NOW = datetime(2024, 5, 1, 12, 0, tzinfo=UTC)
 PNG = "data:image/png;base64,AAAA"
 PDF = "data:application/pdf;base64,BBBB"
 WEB_IMAGE = ImagePart("https://x/i.png", "image/png", alt="a cat")
@@ -22,12 +20,12 @@ WEB_PDF = DocumentPart("https://x/d.pdf", "d.pdf", "application/pdf")
 CSV = DocumentPart("https://x/t.csv", "t.csv", "text/csv")
 
 
-def said(actor: Actor, *content: ContentPart | str) -> ThreadEvent:
+def said(actor: Actor, *content: ContentPart | str) -> Said:
     parts = [TextPart(part) if isinstance(part, str) else part for part in content]
-    return ThreadEvent(id="e", thread_id="t", type="message", actor=actor, created_at=NOW, content=parts)
+    return Said(actor, parts, seq=1, turn_seq=1)
 
 
-def only(format: str, event: ThreadEvent) -> dict[str, Any]:
+def only(format: str, event: Said) -> dict[str, Any]:
     (message,) = format_history([event], format)
     return message
 
@@ -272,7 +270,7 @@ EVENTS = st.lists(
 
 @given(EVENTS)
 @settings(max_examples=200, deadline=None)
-def test_anthropic_always_begins_with_the_user_and_alternates(events: list[ThreadEvent]) -> None:
+def test_anthropic_always_begins_with_the_user_and_alternates(events: list[Said]) -> None:
     messages = format_history(events, "anthropic")
     assert [message["role"] for message in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"] * (
         len(messages) % 2
@@ -289,7 +287,7 @@ def test_anthropic_always_begins_with_the_user_and_alternates(events: list[Threa
 
 @given(EVENTS, st.sampled_from(sorted(FORMATS)))
 @settings(max_examples=200, deadline=None)
-def test_every_format_takes_whatever_was_said_and_leaves_it_as_it_was(events: list[ThreadEvent], format: str) -> None:
+def test_every_format_takes_whatever_was_said_and_leaves_it_as_it_was(events: list[Said], format: str) -> None:
     before = [list(event.content) for event in events]
     messages = format_history(events, format)
     assert len(messages) <= len(events)

@@ -13,6 +13,7 @@ from attrs import frozen
 
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError, DooersError, NotFoundError, StoreError
+from dooers.history import Said
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
 from dooers.stats import Tally
 
@@ -134,6 +135,10 @@ class Store(Protocol):
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
         """Events of one thread in order of `seq`; the newest `limit` of them unless `oldest_first`."""
+        ...
+
+    async def said(self, query: EventQuery) -> list[Said]:
+        """What models read of these events, in the same order."""
         ...
 
     async def remove_event(self, event_id: str) -> None:

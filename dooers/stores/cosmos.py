@@ -29,6 +29,7 @@ from attrs import evolve
 from dooers.codec import dumps, loads
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, StoreError
+from dooers.history import Said
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
 from dooers.stats import Tally
 from dooers.stores import COUNTED, Schema, View, running_in, snapshot_of
@@ -231,6 +232,9 @@ class CosmosStore:
             # Written since, or still being staged: the page that this thread has is another one.
             rows = await self._query(list_events(query, thread.last_seq))
         return _events(query, rows)
+
+    async def said(self, query: EventQuery) -> list[Said]:
+        return [Said.of(event) for event in await self.events(query)]
 
     async def snapshot(
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False

@@ -12,6 +12,7 @@ from attrs import evolve
 from dooers.codec import dumps
 from dooers.config import WorkerConfig
 from dooers.exceptions import StoreError
+from dooers.history import Said
 from dooers.models import (
     Change,
     EventQuery,
@@ -187,6 +188,9 @@ class MemoryStore:
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
         return await _Reader(self).events(query)
+
+    async def said(self, query: EventQuery) -> list[Said]:
+        return [Said.of(event) for event in await self.events(query)]
 
     async def snapshot(
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False

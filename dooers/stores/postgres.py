@@ -18,6 +18,7 @@ import asyncpg
 from dooers.codec import loads
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, NotFoundError, StoreError
+from dooers.history import Said
 from dooers.models import (
     Change,
     EventQuery,
@@ -35,7 +36,7 @@ from dooers.stores import COUNTED, Schema, View, nowhere, running_in, snapshot_o
 from dooers.stores.postgres_connection import Line, Patience, Pool, interrupted, transient
 from dooers.stores.postgres_schema import look_into, prepare
 from dooers.stores.postgres_writers import Group, Outcomes, Writers
-from dooers.stores.rows import Row, event_of, run_of, thread_of
+from dooers.stores.rows import Row, event_of, run_of, said_of, thread_of
 from dooers.stores.sql import Statement
 from dooers.stores.sql_postgres import Beside, PostgresStatements, creates, mergeable
 from dooers.turn import as_stored, has_ended, numbered
@@ -289,6 +290,10 @@ class PostgresStore:
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
         return await self._pool.read(lambda line: _Reader(line, self._sql).events(query))
+
+    async def said(self, query: EventQuery) -> list[Said]:
+        said = [said_of(row) for row in await self._fetch(self._sql.list_said(query))]
+        return said if query.oldest_first else said[::-1]
 
     async def snapshot(
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False

@@ -11,11 +11,13 @@ from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from dooers.codec import dumps, loads, plain_parts, plain_user, stored_parts, stored_user
+from dooers.history import Said
 from dooers.models import Run, Thread, ThreadEvent
 
 __all__ = [
     "EVENT_COLUMNS",
     "RUN_COLUMNS",
+    "SAID_COLUMNS",
     "THREAD_COLUMNS",
     "At",
     "Row",
@@ -25,6 +27,7 @@ __all__ = [
     "moment",
     "run_of",
     "run_row",
+    "said_of",
     "stamp",
     "thread_of",
     "thread_row",
@@ -42,6 +45,8 @@ EVENT_COLUMNS = (
     "id, thread_id, seq, turn_seq, type, actor, author, user_id, sender, content, data, "
     "run_id, client_event_id, notice, created_at"
 )
+# Of an event only what models read: to read a row costs as much as it has columns.
+SAID_COLUMNS = "actor, content, seq, turn_seq"
 RUN_COLUMNS = "id, thread_id, agent_id, status, started_at, ended_at, error, process_id"
 
 
@@ -157,6 +162,12 @@ def event_of(row: Row) -> ThreadEvent:
         seq=seq,
         turn_seq=turn,
     )
+
+
+def said_of(row: Row) -> Said:
+    """What a model reads of a row that is `SAID_COLUMNS`."""
+    actor, content, seq, turn = row
+    return Said(actor, stored_parts(content), seq, turn)
 
 
 def run_of(row: Row) -> Run:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from dooers.codec import dumps
 from dooers.exceptions import InvalidValueError
 from dooers.models import EventQuery, RunQuery, Scope, ThreadQuery
-from dooers.stores.rows import EVENT_COLUMNS, RUN_COLUMNS, THREAD_COLUMNS, stamp
+from dooers.stores.rows import EVENT_COLUMNS, RUN_COLUMNS, SAID_COLUMNS, THREAD_COLUMNS, stamp
 from dooers.stores.titles import pattern_of
 
 __all__ = ["Statement", "Statements", "check_filter", "in_scope", "scope_values"]
@@ -89,7 +89,11 @@ class Statements:
     def event_by_key(self, repeat_key: str) -> Statement:
         return f"SELECT {EVENT_COLUMNS} FROM {self.events} WHERE repeat_key = :key", {"key": repeat_key}
 
-    def list_events(self, query: EventQuery) -> Statement:
+    def list_said(self, query: EventQuery) -> Statement:
+        """As `list_events`, of each event what a model reads."""
+        return self.list_events(query, SAID_COLUMNS)
+
+    def list_events(self, query: EventQuery, columns: str = EVENT_COLUMNS) -> Statement:
         """The newest `limit`, newest first (the oldest, oldest first, with `oldest_first`)."""
         where, values = _where("events", query.equal)
         where.insert(0, "thread_id = :thread_id")
@@ -105,12 +109,12 @@ class Statements:
             values["limit"] = query.limit
         way = "ASC" if query.oldest_first else "DESC"
         if query.turn is None:
-            text = f"SELECT {EVENT_COLUMNS} FROM {self.events}{_and(where)}"
+            text = f"SELECT {columns} FROM {self.events}{_and(where)}"
         else:
-            text, values["turn"] = self._of_turn(where), query.turn
+            text, values["turn"] = self._of_turn(where, columns), query.turn
         return f"{text} ORDER BY seq {way}{limit}", values
 
-    def _of_turn(self, where: list[str]) -> str:
+    def _of_turn(self, where: list[str], columns: str) -> str:
         """Nothing of a turn is before its message, and most of it is right behind. What is farther off has an index of its own: else
         all of a long thread would be looked at for what may still come."""
         # A bound that planners believe: seen by itself, a range of low numbers is most of the table.
@@ -119,10 +123,7 @@ class Statements:
         )
         near = _and([*where, "turn_seq = :turn", f"seq - turn_seq <= {NEAR}"])
         far = _and([*where, "turn_seq = :turn", f"seq - turn_seq > {NEAR}"])
-        return (
-            f"SELECT {EVENT_COLUMNS} FROM ({first}) AS near{near} "
-            f"UNION ALL SELECT {EVENT_COLUMNS} FROM {self.events}{far}"
-        )
+        return f"SELECT {columns} FROM ({first}) AS near{near} UNION ALL SELECT {columns} FROM {self.events}{far}"
 
     def seq_of(self, thread_id: str, event_id: str) -> Statement:
         return (

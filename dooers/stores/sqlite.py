@@ -25,6 +25,7 @@ from databases.core import Connection
 from dooers.codec import loads
 from dooers.config import WorkerConfig
 from dooers.exceptions import DooersError, StoreError
+from dooers.history import Said
 from dooers.models import (
     Change,
     EventQuery,
@@ -38,7 +39,7 @@ from dooers.models import (
 )
 from dooers.stats import Tally
 from dooers.stores import COUNTED, IN_MEMORY, Schema, View, at_once, running_in, snapshot_of, store_error
-from dooers.stores.rows import event_of, moment, run_of, thread_of
+from dooers.stores.rows import event_of, moment, run_of, said_of, thread_of
 from dooers.stores.sql import Statement
 from dooers.stores.sql_sqlite import SqliteStatements
 from dooers.stores.sqlite_connection import begin, connect, hop, hop_to_end, in_time, ready_to_write
@@ -279,6 +280,10 @@ class SqliteStore:
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
         return await self._read(lambda connection: at_once(_Reader(connection, self._sql).events(query)))
+
+    async def said(self, query: EventQuery) -> list[Said]:
+        said = [said_of(row) for row in await self._read(lambda c: _all(c, self._sql.list_said(query)))]
+        return said if query.oldest_first else said[::-1]
 
     async def snapshot(
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False

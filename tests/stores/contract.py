@@ -19,6 +19,7 @@ from attrs import evolve
 
 from dooers.codec import clean, plain
 from dooers.exceptions import InvalidValueError, NotFoundError, StoreError
+from dooers.history import Said
 from dooers.models import (
     Change,
     ContentPart,
@@ -744,6 +745,7 @@ class StoreContract:
             ]
             wanted = fit if limit is None else fit[:limit] if oldest else fit[-limit:]
             assert await store.events(query) == wanted, query
+            assert await store.said(query) == [Said.of(event) for event in wanted], query
         assert texts(await store.events(EventQuery(thread_id=noise.id))) == ["elsewhere"]
 
     @pytest.mark.parametrize("page", [1, 7, 100, 150])
