@@ -39,6 +39,7 @@ class Said:
 
 
 _DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),(.*)", re.DOTALL | re.IGNORECASE)
+_TEXT = {TextPart}
 _PDF = "application/pdf"
 _UNKNOWN = "application/octet-stream"
 
@@ -71,7 +72,7 @@ def _named(part: ImagePart | DocumentPart) -> str:
 
 
 def _in_words(content: Sequence[ContentPart]) -> str:
-    return "\n".join(part.text if isinstance(part, TextPart) else _named(part) for part in content)
+    return "\n".join([part.text if isinstance(part, TextPart) else _named(part) for part in content])
 
 
 def _said(event: Said) -> list[ContentPart]:
@@ -80,7 +81,7 @@ def _said(event: Said) -> list[ContentPart]:
 
 
 def _plain_text(content: Sequence[ContentPart]) -> bool:
-    return all(isinstance(part, TextPart) for part in content)
+    return _TEXT.issuperset(map(type, content))
 
 
 # ---------------------------------------------------------------- openai (and voyage, which speaks the same)

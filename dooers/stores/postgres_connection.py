@@ -51,6 +51,9 @@ _MISUSE = (asyncpg.DataError, ValueError, TypeError)
 
 # Seconds that the server has to say that it gave up, before we do: from it we know that nothing was written.
 GRACE = 1.0
+# Seconds that a connection stays at hand for whoever needs one next: to take it from the driver's pool and to give it back costs as
+# much as a small statement.
+AT_HAND = 1.0
 
 _NAME = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)")
 
@@ -112,6 +115,8 @@ class Line:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None and self._connection is not None and self._pool.keep(self._connection):
+            self._connection = None
         await self.drop()
 
     async def raw(self) -> Any:
@@ -126,12 +131,10 @@ class Line:
             await self.drop()
 
     async def drop(self) -> None:
+        """Give the connection back to the driver's pool, which looks after one that is lost or in the middle of something."""
         connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        # `databases` does not get over a release that a scope cancels: the pool would have one connection less for ever.
-        with anyio.move_on_after(self._pool.timeout, shield=True), suppress(Exception):
-            await connection.__aexit__(None, None, None)
+        if connection is not None:
+            await self._pool.give_back(connection)
 
     async def fetch(self, statement: Statement, timeout: float | None = None) -> list[Row]:
         """Run one statement, in a transaction of its own unless one is open."""
@@ -167,6 +170,11 @@ class Pool:
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._database: databases.Database | None = None
+        # Those at hand, the latest last, each with what gives it back when it has not been needed; and what is just being given back.
+        self._at_hand: dict[Connection, asyncio.TimerHandle] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        # How many wait for the driver's pool. For them a connection goes back at once.
+        self._waiting = 0
         self.timeout = config.database_timeout
         self.prepares = config.database_statement_cache > 0
         self.name = f"{config.database_name!r} at {config.database_host}:{config.database_port}"
@@ -186,20 +194,56 @@ class Pool:
         if database is None:
             return
         with anyio.move_on_after(self.timeout, shield=True):
+            while self._at_hand:
+                await self.give_back(self._latest())
             await database.disconnect()
 
     def line(self) -> Line:
         return Line(self)
 
     async def take(self) -> Connection:
-        """A connection, when one is free. For `Line` only."""
+        """A connection, when one is free. This and what follows is for `Line` only."""
         if self._database is None:
             raise StoreError(f"the PostgreSQL store {self.name} is not open")
+        while self._at_hand:
+            latest = self._latest()
+            if not _gone(latest.raw_connection):
+                return latest
+            await self.give_back(latest)
         # Not bound to a task, as `database.connection()` would be: one that was cancelled could never use it again.
         connection = Connection(self._database, self._database._backend)
-        async with asyncio.timeout(self.timeout):
-            await connection.__aenter__()
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self.timeout):
+                await connection.__aenter__()
+        finally:
+            self._waiting -= 1
         return connection
+
+    def keep(self, connection: Connection) -> bool:
+        """Have a connection that all went well on at hand for a while; False if it is to be given back."""
+        raw = connection.raw_connection
+        if self._database is None or self._waiting or _gone(raw) or raw.is_in_transaction():
+            return False
+        late = asyncio.get_running_loop().call_later(AT_HAND, self._not_needed, connection)
+        self._at_hand[connection] = late
+        return True
+
+    def _latest(self) -> Connection:
+        connection, late = self._at_hand.popitem()
+        late.cancel()
+        return connection
+
+    def _not_needed(self, connection: Connection) -> None:
+        if self._at_hand.pop(connection, None) is not None:
+            task = asyncio.create_task(self.give_back(connection), name="dooers-postgres-give-back")
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    async def give_back(self, connection: Connection) -> None:
+        # `databases` does not get over a release that a scope cancels: the pool would have one connection less for ever.
+        with anyio.move_on_after(self.timeout, shield=True), suppress(Exception):
+            await connection.__aexit__(None, None, None)
 
     async def read(self, work: Callable[[Line], Awaitable[T]]) -> T:
         """Do what may be done twice, again where a connection is lost on the way."""

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import anyio
+import asyncpg
 import pytest
 import trustme
 from attrs import evolve
@@ -37,7 +38,7 @@ from services.postgres import Address, OwnPostgres, Proxy, own_postgres
 from dooers import WorkerConfig
 from dooers.exceptions import ConfigError, DooersError, NotFoundError, StoreError
 from dooers.models import Change, EventQuery, Run, RunQuery, Thread, ThreadEvent, ThreadQuery
-from dooers.stores import Store, open_store
+from dooers.stores import Store, open_store, postgres_connection
 from dooers.stores.migrations import HEAD
 from dooers.stores.postgres import PostgresStore
 from dooers.stores.postgres_writers import GROUP
@@ -730,6 +731,71 @@ async def test_behind_pgbouncer_nothing_is_set_or_prepared(postgres_config: Work
             assert (await line.fetch(("SELECT now() < clock_timestamp() AS began", {})))[0]["began"]
     async with opened_store(postgres_config) as store, store._pool.line() as line:
         assert (await line.fetch(("SHOW statement_timeout", {})))[0]["statement_timeout"] == "10s"
+
+
+# ---------------------------------------------------------------- connections at hand
+
+
+def free(store: PostgresStore) -> int:
+    """How many open connections the driver's pool has."""
+    return int(store._pool._database._backend._pool.get_idle_size())  # type: ignore[union-attr]
+
+
+async def test_a_connection_stays_at_hand_for_who_reads_next_and_goes_back_when_nobody_does(
+    postgres_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_connection, "AT_HAND", 0.05)
+    async with opened_store(postgres_config) as store:
+        for _ in range(3):
+            async with store._pool.line() as line:
+                await line.fetch(("SELECT 1", {}))
+            assert len(store._pool._at_hand) == 1
+            assert free(store) == 0
+        async with asyncio.timeout(WITHIN):
+            while not free(store):
+                await asyncio.sleep(0.01)
+        assert await store.thread("none") is None
+
+
+async def test_who_waits_for_a_connection_gets_the_one_that_a_reader_no_longer_needs(
+    postgres_config: WorkerConfig,
+) -> None:
+    async with opened_store(evolve(postgres_config, database_pool_max=2)) as store, AsyncExitStack() as others:
+        async with store._pool.line() as line:
+            await line.raw()
+            await (await others.enter_async_context(store._pool.line())).raw()
+            waits = asyncio.create_task(store.thread("none"))
+            async with asyncio.timeout(WITHIN):
+                while not store._pool._waiting:
+                    await asyncio.sleep(0)
+        async with asyncio.timeout(WITHIN):
+            assert await waits is None
+
+
+async def test_a_connection_that_is_lost_while_it_is_at_hand_is_nobodys(
+    postgres: Address, postgres_config: WorkerConfig
+) -> None:
+    async with opened_store(postgres_config) as store:
+        async with store._pool.line() as line:
+            lost = await line.raw()
+        (at_hand,) = store._pool._at_hand
+        async with postgres.session() as admin:
+            await admin.execute("SELECT pg_terminate_backend($1)", at_hand.raw_connection.get_server_pid())
+        async with asyncio.timeout(WITHIN):
+            while not postgres_connection._gone(lost):
+                await asyncio.sleep(0.01)
+        async with store._pool.line() as line:
+            assert await line.raw() is not lost
+            await line.fetch(("SELECT 1", {}))
+
+
+async def test_a_connection_that_something_went_wrong_on_is_not_kept_at_hand(postgres_config: WorkerConfig) -> None:
+    async with opened_store(postgres_config) as store:
+        with pytest.raises(asyncpg.PostgresError):
+            async with store._pool.line() as line:
+                await line.fetch(("SELECT no_such_column", {}))
+        assert not store._pool._at_hand
+        assert free(store) == 1
 
 
 # ---------------------------------------------------------------- cancelled callers
