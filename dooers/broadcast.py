@@ -91,8 +91,10 @@ class _Feed:
 
     def take(self, change: Change) -> Change:
         """`newer`, of which this session has been told from here on."""
-        newer = self.newer(change)
         self.thread = change.thread
+        if not change.events:
+            return change
+        newer = self.newer(change)
         if newer.events:
             self.after = newer.events[-1].seq
         return newer
@@ -208,8 +210,10 @@ class Broadcast:
 
     def lacks(self, change: Change) -> bool:
         """Whether somebody here has not been told of an event that came before these."""
-        feeds = self._threads.get(change.thread.id) if change.events else None
-        return feeds is not None and any(feed.held is None and feed.lacks(change) for feed in feeds.values())
+        for feed in self._threads.get(change.thread.id, {}).values() if change.events else ():
+            if feed.held is None and feed.lacks(change):
+                return True
+        return False
 
     def reached(self, thread_id: str) -> int | None:
         """The last event that everybody here has who follows a thread; None where nobody is known to have any."""

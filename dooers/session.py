@@ -98,6 +98,11 @@ class AuthRequest:
 Route: TypeAlias = Callable[["Session", ClientFrame], Awaitable[None]]
 
 
+def _nothing(thread: Thread) -> bool:
+    """What somebody sees who has not said who they are."""
+    return False
+
+
 class Session:
     """A connection and its state. `broadcast` sees it as a member, routes as the one who asked."""
 
@@ -133,12 +138,15 @@ class Session:
         self._heard_at = asyncio.get_running_loop().time()
         # Set by `connected`, and only by it.
         self._access: Access | None = None
+        # Whether this connection may be told of a thread: asked of each session for each piece of news.
+        self.sees: Callable[[Thread], bool] = _nothing
         self.dialect: Dialect = "flat"
         self.capabilities: frozenset[str] = frozenset()
 
     def connected(self, access: Access, quota: Quota, dialect: Dialect, capabilities: frozenset[str]) -> None:
         """The connection has an identity now; from here on it hears of what it may see, and counts with its like."""
         self._access, self.dialect, self.capabilities = access, dialect, capabilities
+        self.sees = access.sees
         self.quota = quota
         quota.connections.add(self)
         self._broadcast.join(self)
@@ -165,10 +173,6 @@ class Session:
     def worker_id(self) -> str:
         """The worker that this connection is to."""
         return self.access.scope.worker_id
-
-    def sees(self, thread: Thread) -> bool:
-        """Whether this connection may be told of a thread."""
-        return self._access is not None and self._access.sees(thread)
 
     def _watch_expiry(self) -> None:
         """Close the session when the proof behind its identity has ended."""
@@ -260,17 +264,17 @@ class Session:
             self.put(text)
 
     def _enqueue(self, text: str) -> None:
+        outbox, size = self._outbox, self._bytes + len(text)
         # One frame is always taken, however large: a thread of long messages must stay readable.
-        full = len(self._outbox) >= self._config.outbox_frames or self._bytes + len(text) > self._config.outbox_bytes
-        if self._outbox and full:
-            log.warning("a session does not read: closed with %d frames unsent", len(self._outbox))
+        if outbox and (size > self._config.outbox_bytes or len(outbox) >= self._config.outbox_frames):
+            log.warning("a session does not read: closed with %d frames unsent", len(outbox))
             self._counts.readers_dropped += 1
-            self._outbox.clear()
+            outbox.clear()
             self._bytes = 0
             self.close(SLOW)
             return
-        self._outbox.append(text)
-        self._bytes += len(text)
+        outbox.append(text)
+        self._bytes = size
         if self._asleep is not None:
             self._wake()
 
@@ -387,16 +391,17 @@ class Session:
         self.send("ack", refusal(frame_id, DooersError(text)))
 
     async def _write(self) -> None:
+        outbox, send, new_future = self._outbox, self.socket.send, asyncio.get_running_loop().create_future
         try:
-            while self._close_code is None or self._outbox:
-                while self._outbox:
-                    text = self._outbox.popleft()
+            while self._close_code is None or outbox:
+                while outbox:
+                    text = outbox.popleft()
                     self._bytes -= len(text)
-                    await self.socket.send({"type": "websocket.send", "text": text})
+                    await send({"type": "websocket.send", "text": text})
                     self._counts.frames_out += 1
                 if self._close_code is None:
-                    self._asleep = asyncio.get_running_loop().create_future()
-                    await self._asleep
+                    self._asleep = asleep = new_future()
+                    await asleep
         except Exception as error:  # every server has its own way to say that the peer is gone
             log.debug("a peer is gone: %r", error)
             self._close_code = None

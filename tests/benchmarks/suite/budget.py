@@ -21,6 +21,7 @@ from uuid import uuid4
 import orjson
 import uvloop
 
+from benchmarks.suite import floor
 from benchmarks.suite import handler as handler_module
 from benchmarks.suite.inside import MESSAGE, handler
 from benchmarks.suite.listening import spare_the_collector
@@ -44,6 +45,8 @@ _STAGE = {module: stage for stage, modules in STAGES.items() for module in modul
 DEEP = 30
 # So many talk at once, in threads of their own: what one alone costs is mostly waking up.
 PEOPLE = 32
+# Seconds for each limit.
+LONG = 0.5
 
 
 def stage_of(code: Any) -> str | None:
@@ -135,25 +138,13 @@ async def turns(options: dict[str, Any], seconds: float) -> dict[str, dict[str, 
     asked = await turn(sockets[0])
     frames = [orjson.loads(text) for text in sockets[0].texts]
 
-    async def for_a_while() -> tuple[float, float]:
-        """Microseconds of a turn: of this thread, and of the others."""
-        count, until = 0, time.perf_counter() + seconds / 2
-        main, everything = time.thread_time(), time.process_time()
+    async def turns_of(person: int) -> None:
+        await turn(sockets[person])
 
-        async def talk(socket: Socket) -> None:
-            nonlocal count
-            while time.perf_counter() < until:
-                await turn(socket)
-                count += 1
-
-        await asyncio.gather(*map(talk, sockets))
-        main, everything = time.thread_time() - main, time.process_time() - everything
-        return main / count * 1e6, max(0.0, everything - main) / count * 1e6
-
-    main, others = await for_a_while()
+    main, others = await floor.used(turns_of, PEOPLE, seconds / 2)
     profile = cProfile.Profile(time.thread_time)
     profile.enable()
-    await for_a_while()
+    await floor.used(turns_of, PEOPLE, seconds / 2)
     profile.disable()
     stages = {stage: share * main for stage, share in shares(profile).items()}
     stages["other threads"] = others
@@ -161,13 +152,23 @@ async def turns(options: dict[str, Any], seconds: float) -> dict[str, dict[str, 
         socket.asked.put_nowait({"type": "websocket.disconnect", "code": 1000})
     await asyncio.gather(*serving)
     await worker.close()
-    bare = await handler({}, 0.3, 1, MESSAGE)
-    limits = {
+    return {"stages": stages, "limits": await limits_of(options, asked, frames)}
+
+
+async def limits_of(options: dict[str, Any], asked: str, frames: list[Any]) -> dict[str, float]:
+    """Microseconds of what the stages of a turn cannot do without."""
+    store, others = await floor.keeping(options, PEOPLE, LONG)
+    mine, its = (tuple(str(number) for number in range(4)) for _ in range(2))
+    return {
         "parse": timed(lambda: orjson.loads(asked)),
+        "access": timed(lambda: mine == its),
+        "handler": (await handler({}, LONG, 1, MESSAGE))["cpu"],
+        "turn": await floor.skeleton(PEOPLE, LONG),
+        "store": store,
         "serialise": timed(lambda: [orjson.dumps(frame) for frame in frames]),
-        "handler": bare["cpu"],
+        "fan-out": await floor.frames(PEOPLE, LONG),
+        "other threads": others,
     }
-    return {"stages": stages, "limits": limits}
 
 
 def timed(work: Callable[[], Any], times: int = 3000) -> float:

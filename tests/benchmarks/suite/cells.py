@@ -189,7 +189,7 @@ CELLS: tuple[Cell, ...] = (
         ("memory",),
     ),
     Cell("store/turn", "a turn of four yields", _sides(inside("store_turn"), inside("store_bare", 150))),
-    Cell("statements/turn", "a turn of four yields", _sides(inside("round_trips", 20), inside("round_trips", 20))),
+    Cell("statements/turn", "a turn of four yields", _sides(inside("round_trips", 20), inside("by_hand", 20))),
     *(_fan(n) for n in range(3)),
     Cell(
         "reads/history",
@@ -241,7 +241,7 @@ AREAS: tuple[Area, ...] = (
     Area("deltas", "A stream of deltas", Figure("rate", "pieces a second"), "a frame a piece", (CPU, Figure("frames", "frames a turn"))),
     Area("dispatch", "Dispatch", Figure("rate", "turns a second"), "by hand", (Figure("cpu", "µs CPU, process"),)),
     Area("store", "The store", Figure("micros", "µs a turn"), "bare driver", (Figure("cpu", "µs CPU, process"),)),
-    Area("statements", "Statements", Figure("statements", "statements a turn"), "again"),
+    Area("statements", "Statements", Figure("statements", "statements a turn"), "ceiling"),
     Area("fanout", "Fan-out", Figure("rate", "frames a second"), "ceiling", (Figure("p50", "ms to the last reader"), CPU), "bare loop"),
     Area("reads", "Reads, in a large database", Figure("micros", "µs"), "bare statements", (CPU,), "in a small one"),
     Area("growth", "Growth", Figure("rate", "turns a second"), "empty", (CPU, DB)),

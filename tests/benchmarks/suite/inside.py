@@ -11,7 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -75,20 +76,30 @@ async def dispatch(options: dict[str, Any], seconds: float, at_once: int, messag
 
 async def ceiling(options: dict[str, Any], seconds: float, at_once: int, message: str) -> dict[str, float]:
     """The same turns by hand."""
-    limit, threads = Ceiling(keeper_of(options)), dict[int, str]()
-    await limit.keeper.open()
+    threads = dict[int, str]()
+    async with _ceiling(options) as limit:
 
-    async def nobody(text: str) -> None: ...
+        async def turn(lane: int) -> None:
+            threads[lane] = await _turn_by_hand(limit, threads.get(lane), message)
 
-    async def turn(lane: int) -> None:
-        event = {"content": [{"type": "text", "text": message}]}
-        frame = {"id": "1", "payload": {"event": event, "thread_id": threads.get(lane)}}
-        threads[lane] = await limit.message(nobody, WHO, frame)
-
-    try:
         return await timed(turn, at_once, seconds)
+
+
+@asynccontextmanager
+async def _ceiling(options: dict[str, Any]) -> AsyncIterator[Ceiling]:
+    limit = Ceiling(keeper_of(options))
+    await limit.keeper.open()
+    try:
+        yield limit
     finally:
         await limit.keeper.close()
+
+
+async def _turn_by_hand(limit: Ceiling, thread_id: str | None, message: str) -> str:
+    async def nobody(text: str) -> None: ...
+
+    event = {"content": [{"type": "text", "text": message}]}
+    return await limit.message(nobody, WHO, {"id": "1", "payload": {"event": event, "thread_id": thread_id}})
 
 
 async def handler(options: dict[str, Any], seconds: float, at_once: int, message: str) -> dict[str, float]:
@@ -181,6 +192,15 @@ async def round_trips(options: dict[str, Any], seconds: float, turns: int) -> di
     return {"statements": count}
 
 
+async def by_hand(options: dict[str, Any], seconds: float, turns: int) -> dict[str, float]:
+    """The statements of the same turn at the ceiling, which waits for each thing that it writes."""
+    async with _ceiling(options) as limit:
+        before = limit.keeper.statements
+        for _ in range(turns):
+            await _turn_by_hand(limit, None, "four")
+        return {"statements": (limit.keeper.statements - before) / turns}
+
+
 # ---------------------------------------------------------------- history, and the statements of the reads
 
 
@@ -243,7 +263,7 @@ def python(program: str) -> str:
 
 PROGRAMS: dict[str, Callable[..., Coroutine[Any, Any, dict[str, float]]]] = {
     one.__name__: one
-    for one in (dispatch, ceiling, handler, store_turn, store_bare, round_trips, history, read_bare, imports)
+    for one in (dispatch, ceiling, handler, store_turn, store_bare, round_trips, by_hand, history, read_bare, imports)
 }
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ OVER = {"thread": ("title", "last_at"), "event": (), "run": ("status",)}
 
 
 class Keeper(Protocol):
-    """Where rows are kept."""
+    """Where rows are kept. `statements`: how many it has run to write them."""
+
+    statements: int
 
     async def open(self) -> None: ...
     async def write(self, rows: list[Row]) -> None: ...
@@ -55,6 +57,8 @@ def _put(table: str, values: str) -> str:
 class Nowhere:
     """Keeps nothing."""
 
+    statements = 0
+
     async def open(self) -> None: ...
     async def write(self, rows: list[Row]) -> None: ...
     async def close(self) -> None: ...
@@ -64,7 +68,7 @@ class SqliteKeeper:
     """One thread that writes: whatever waits goes into one transaction, WAL and synchronous=FULL."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self._path = options["database_name"]
+        self._path, self.statements = options["database_name"], 0
         self._waiting: queue.SimpleQueue[tuple[list[Row], asyncio.Future[None]] | None] = queue.SimpleQueue()
 
     async def open(self) -> None:
@@ -101,6 +105,7 @@ class SqliteKeeper:
                 for table, values in rows:
                     connection.execute(put[table], values)
             connection.execute("COMMIT")
+            self.statements += 2 + sum(len(rows) for rows, _ in group)
             self._loop.call_soon_threadsafe(_done, [written for _, written in group])
         connection.close()
 
@@ -111,7 +116,7 @@ class PostgresKeeper:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
         self._waiting: list[tuple[list[Row], asyncio.Future[None]]] = []
-        self._news = asyncio.Event()
+        self._news, self.statements = asyncio.Event(), 0
 
     async def open(self) -> None:
         one = self._options
@@ -160,6 +165,7 @@ class PostgresKeeper:
                     [] for _ in range(told.count(",") + 1)
                 ]
             await self._statement.fetch(*columns)
+            self.statements += 1
             _done([written for _, written in group])
 
 
