@@ -233,6 +233,7 @@ CELLS: tuple[Cell, ...] = (
 
 CPU = Figure("cpu", "µs CPU, server")
 DB = Figure("db", "µs CPU, database")
+CALLED = Figure("called", "µs, `sqlite3` without a thread")
 CLIENT = Figure("client", "µs CPU, client")
 LATE = (Figure("p50", "ms, median"), Figure("p99", "ms, p99"))
 AREAS: tuple[Area, ...] = (
@@ -243,7 +244,7 @@ AREAS: tuple[Area, ...] = (
     Area("store", "The store", Figure("micros", "µs a turn"), "bare driver", (Figure("cpu", "µs CPU, process"),)),
     Area("statements", "Statements", Figure("statements", "statements a turn"), "ceiling"),
     Area("fanout", "Fan-out", Figure("rate", "frames a second"), "ceiling", (Figure("p50", "ms to the last reader"), CPU), "bare loop"),
-    Area("reads", "Reads, in a large database", Figure("micros", "µs"), "bare statements", (CPU,), "in a small one"),
+    Area("reads", "Reads, in a large database", Figure("micros", "µs"), "bare driver", (CPU, CALLED), "in a small one"),
     Area("growth", "Growth", Figure("rate", "turns a second"), "empty", (CPU, DB)),
     Area("memory", "Memory", Figure("size", "KB each"), "bare"),
     Area("start", "Starting", Figure("millis", "ms"), "bare"),

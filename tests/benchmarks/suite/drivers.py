@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
+import aiosqlite
 import asyncpg
 
-__all__ = ["Said", "bare", "heard"]
+__all__ = ["Said", "bare", "bare_awaited", "heard"]
 
 # A statement, and its values.
 Said: TypeAlias = tuple[str, tuple[Any, ...] | dict[str, Any]]
@@ -81,3 +82,19 @@ async def bare(options: Mapping[str, Any]) -> AsyncIterator[Run]:
 
     yield run_there
     await line.close()
+
+
+@asynccontextmanager
+async def bare_awaited(options: Mapping[str, Any]) -> AsyncIterator[Run]:
+    """`bare`, by a driver that does not hold up the loop: in SQLite a statement goes to a thread, and what it gives comes back."""
+    if options["database_type"] != "sqlite":
+        async with bare(options) as run:
+            yield run
+        return
+    async with aiosqlite.connect(options["database_name"], isolation_level=None) as connection:
+
+        async def run_there(statements: list[Said]) -> None:
+            for sql, values in statements:
+                await connection.execute_fetchall(sql, values)
+
+        yield run_there

@@ -69,7 +69,9 @@ def goals() -> Iterator[Goal]:
             )
         yield Goal("dispatch, one after the other, of one WebSocket", kind, 1.0, _against_socket(1, 1, kind), True)
         yield Goal("dispatch, 50 at once, of 32 WebSockets", kind, 1.0, _against_socket(50, 32, kind), True)
-        yield Goal("history of 20, of its bare statement", kind, 2.0, _ratio("reads/history", kind, "micros"))
+        yield Goal(
+            "history of 20, of its statement by the bare driver", kind, 2.0, _ratio("reads/history", kind, "micros")
+        )
         for page in ("history", "list", "snapshot", "events"):
             find = _ratio(f"reads/{page}", kind, "micros", "small")
             yield Goal(f"{page} in a large database, of a small one", kind, 1.3, find)
