@@ -11,7 +11,7 @@ from dooers.exceptions import (
     NotConfiguredError,
     RateLimitedError,
 )
-from dooers.models import EventQuery, check_id
+from dooers.models import check_id
 from dooers.openturn import Message, OpenTurn
 from dooers.protocol import (
     ClientFrame,
@@ -112,14 +112,10 @@ async def run_cancel(desk: Desk, session: Session, frame: ClientFrame) -> None:
 async def event_list(desk: Desk, session: Session, frame: ClientFrame) -> None:
     payload: EventList = frame.payload
     limit = page_size(desk, session, payload.limit)
-    thread = session.access.seen(await desk.store.thread(payload.thread_id))
-    before_seq = None
-    if payload.before_event_id is not None:
-        before = await desk.store.event(payload.before_event_id)
-        if before is None or before.thread_id != thread.id:
-            raise InvalidCursorError("payload.before_event_id: is no event of this thread")
-        before_seq = before.seq
-    events = await desk.store.events(EventQuery(thread_id=thread.id, before_seq=before_seq, limit=limit + 1))
+    found, events = await desk.store.page(payload.thread_id, before_event_id=payload.before_event_id, limit=limit + 1)
+    thread = session.access.seen(found)
+    if events is None:
+        raise InvalidCursorError("payload.before_event_id: is no event of this thread")
     page = events[-limit:]
     result: dict[str, Any] = {
         "thread_id": thread.id,

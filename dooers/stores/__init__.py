@@ -23,6 +23,7 @@ __all__ = [
     "IN_MEMORY",
     "PAGE",
     "STORES",
+    "Page",
     "Reader",
     "Schema",
     "Store",
@@ -34,6 +35,7 @@ __all__ = [
     "nowhere",
     "open_store",
     "outcome_of",
+    "page_of",
     "running_in",
     "snapshot_of",
     "store_error",
@@ -141,6 +143,11 @@ class Store(Protocol):
         """What models read of these events, in the same order."""
         ...
 
+    async def page(self, thread_id: str, *, before_event_id: str | None = None, limit: int) -> Page:
+        """A thread and the newest `limit` of its events, in order of `seq`; of those before one of them, if that is named. No events where
+        that is no event of this thread, nothing at all where there is no such thread."""
+        ...
+
     async def remove_event(self, event_id: str) -> None:
         """Delete one event. Its number is not given out again."""
         ...
@@ -191,14 +198,16 @@ class Store(Protocol):
         ...
 
 
-# A thread, events of it, and its running runs.
+# What `Store.page` gives.
+Page: TypeAlias = tuple[Thread, list[ThreadEvent] | None] | tuple[None, None]
+# A thread, events of it, and its running runs if they are asked for.
 View: TypeAlias = tuple[Thread, list[ThreadEvent], list[Run]]
 
 
 class Reader(Protocol):
-    """The reads a snapshot is made of. Only a `view` has to be of one instant: what has a number never gets another one."""
+    """The reads that snapshots and pages are made of. Only a `view` has to be of one instant: what has a number never gets another one."""
 
-    async def view(self, query: EventQuery) -> View | None: ...
+    async def view(self, query: EventQuery, *, runs: bool = True) -> View | None: ...
     async def events(self, query: EventQuery) -> list[ThreadEvent]: ...
     async def seq_of(self, thread_id: str, event_id: str) -> int | None: ...
 
@@ -243,6 +252,16 @@ async def snapshot_of(
         gap = EventQuery(thread_id=thread_id, after_seq=after, before_seq=events[0].seq)
         events, more = [*await reader.events(gap), *events], True
     return Snapshot(thread=thread, events=events, runs=runs, has_more=more)
+
+
+async def page_of(reader: Reader, thread_id: str, *, before_event_id: str | None, limit: int) -> Page:
+    """The rule of what a page holds."""
+    before = await reader.seq_of(thread_id, before_event_id) if before_event_id is not None else None
+    view = await reader.view(EventQuery(thread_id=thread_id, before_seq=before, limit=limit), runs=False)
+    if view is None:
+        return None, None
+    thread, events, _ = view
+    return thread, None if before is None and before_event_id is not None else events
 
 
 class answered:

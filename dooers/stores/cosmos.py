@@ -32,7 +32,7 @@ from dooers.exceptions import DooersError, StoreError
 from dooers.history import Said
 from dooers.models import Change, EventQuery, Run, RunQuery, Snapshot, StoredSettings, Thread, ThreadEvent, ThreadQuery
 from dooers.stats import Tally
-from dooers.stores import COUNTED, Schema, View, running_in, snapshot_of
+from dooers.stores import COUNTED, Page, Schema, View, page_of, running_in, snapshot_of
 from dooers.stores.cosmos_beats import Beats
 from dooers.stores.cosmos_container import BATCH, READ_AGAIN, Conflict, Container, Operation, priced
 from dooers.stores.cosmos_documents import (
@@ -236,6 +236,14 @@ class CosmosStore:
     async def said(self, query: EventQuery) -> list[Said]:
         return [Said.of(event) for event in await self.events(query)]
 
+    async def page(self, thread_id: str, *, before_event_id: str | None = None, limit: int) -> Page:
+        document = await self._container.read(THREAD, thread_partition(thread_id))
+        thread = shown(document)
+        if thread is None or document is None:
+            return None, None
+        reader = _Reader(self, document, thread)
+        return await page_of(reader, thread_id, before_event_id=before_event_id, limit=limit)
+
     async def snapshot(
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False
     ) -> Snapshot | None:
@@ -332,9 +340,11 @@ class _Reader:
     def __init__(self, store: CosmosStore, document: dict[str, Any], thread: Thread) -> None:
         self._store, self._document, self._thread = store, document, thread
 
-    async def view(self, query: EventQuery) -> View:
-        events, runs = await asyncio.gather(self.events(query), self.runs(running_in(query.thread_id)))
-        return self._thread, events, runs
+    async def view(self, query: EventQuery, *, runs: bool = True) -> View:
+        if not runs:
+            return self._thread, await self.events(query), []
+        events, running = await asyncio.gather(self.events(query), self.runs(running_in(query.thread_id)))
+        return self._thread, events, running
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
         return _events(query, await self._store._query(list_events(query, self._thread.last_seq)))

@@ -25,7 +25,7 @@ from dooers.models import (
     ThreadQuery,
 )
 from dooers.stats import Tally
-from dooers.stores import COUNTED, IN_MEMORY, Schema, View, running_in, snapshot_of
+from dooers.stores import COUNTED, IN_MEMORY, Page, Schema, View, page_of, running_in, snapshot_of
 from dooers.stores.ledger import Ledger
 from dooers.stores.sql import check_filter
 from dooers.stores.titles import is_in, pattern_of
@@ -192,6 +192,9 @@ class MemoryStore:
     async def said(self, query: EventQuery) -> list[Said]:
         return [Said.of(event) for event in await self.events(query)]
 
+    async def page(self, thread_id: str, *, before_event_id: str | None = None, limit: int) -> Page:
+        return await page_of(_Reader(self), thread_id, before_event_id=before_event_id, limit=limit)
+
     async def snapshot(
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False
     ) -> Snapshot | None:
@@ -217,11 +220,12 @@ class _Reader:
     async def thread(self, thread_id: str) -> Thread | None:
         return self._store._threads.get(thread_id)
 
-    async def view(self, query: EventQuery) -> View | None:
+    async def view(self, query: EventQuery, *, runs: bool = True) -> View | None:
         thread = await self.thread(query.thread_id)
         if thread is None:
             return None
-        return thread, await self.events(query), await self.runs(running_in(thread.id))
+        events = await self.events(query)
+        return thread, events, await self.runs(running_in(thread.id)) if runs else []
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
         rows = _equal("events", self._store._events.get(query.thread_id, {}).values(), query.equal)

@@ -32,7 +32,7 @@ from dooers.models import (
     evolve,
 )
 from dooers.stats import Tally
-from dooers.stores import COUNTED, Schema, View, nowhere, running_in, snapshot_of, store_error
+from dooers.stores import COUNTED, Page, Schema, View, nowhere, page_of, running_in, snapshot_of, store_error
 from dooers.stores.postgres_connection import Line, Patience, Pool, interrupted, transient
 from dooers.stores.postgres_schema import look_into, prepare
 from dooers.stores.postgres_writers import Group, Outcomes, Writers
@@ -295,6 +295,13 @@ class PostgresStore:
         said = [said_of(row) for row in await self._fetch(self._sql.list_said(query))]
         return said if query.oldest_first else said[::-1]
 
+    async def page(self, thread_id: str, *, before_event_id: str | None = None, limit: int) -> Page:
+        async def work(line: Line) -> Page:
+            reader = _Reader(line, self._sql)
+            return await page_of(reader, thread_id, before_event_id=before_event_id, limit=limit)
+
+        return await self._pool.read(work)
+
     async def snapshot(
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False
     ) -> Snapshot | None:
@@ -361,13 +368,13 @@ class _Reader:
     def __init__(self, line: Line, sql: PostgresStatements) -> None:
         self._line, self._sql = line, sql
 
-    async def view(self, query: EventQuery) -> View | None:
-        rows = await self._line.fetch(self._sql.view(query, running_in(query.thread_id)))
+    async def view(self, query: EventQuery, *, runs: bool = True) -> View | None:
+        rows = await self._line.fetch(self._sql.view(query, running_in(query.thread_id) if runs else None))
         heads = [row for row in rows if row["thread"] is not None]
         if not heads:
             return None
         events = sorted([event_of(row) for row in rows if row["thread"] is None], key=lambda event: event.seq)
-        return thread_of(heads[0]["thread"]), events, [run_of(run) for run in heads[0]["runs"]]
+        return thread_of(heads[0]["thread"]), events, [run_of(run) for run in heads[0]["runs"] or ()]
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
         rows = [event_of(row) for row in await self._line.fetch(self._sql.list_events(query))]

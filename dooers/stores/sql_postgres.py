@@ -90,18 +90,21 @@ class PostgresStatements(Statements):
     def events_by_id(self, event_ids: list[str]) -> Statement:
         return f"SELECT {EVENT_COLUMNS} FROM {self.events} WHERE id = ANY(:ids)", {"ids": event_ids}
 
-    def view(self, query: EventQuery, runs: RunQuery) -> Statement:
-        """Events, and beside them one row with their thread and its runs: what one statement reads is of one instant, without a
+    def view(self, query: EventQuery, runs: RunQuery | None) -> Statement:
+        """Events, and beside them one row with their thread and these runs of it: what one statement reads is of one instant, without a
         transaction around it."""
         text, values = self.list_events(query)
-        running, more = self.list_runs(runs)
-        running = running.replace(":limit", ":most_runs")
+        running = "NULL"
+        if runs is not None:
+            listed, more = self.list_runs(runs)
+            running = f"ARRAY(SELECT ROW({RUN_COLUMNS}) FROM ({listed.replace(':limit', ':most_runs')}) AS r)"
+            values["most_runs"] = more["limit"]
         nothing = ", ".join(f"NULL AS {name}" for name in EVENT_COLUMNS.split(", "))
         return (
             f"SELECT {nothing}, ROW({THREAD_COLUMNS}) AS thread, "
-            f"ARRAY(SELECT ROW({RUN_COLUMNS}) FROM ({running}) AS r) AS runs FROM {self.threads} WHERE id = :thread_id "
+            f"{running} AS runs FROM {self.threads} WHERE id = :thread_id "
             f"UNION ALL SELECT e.*, NULL, NULL FROM ({text}) AS e",
-            {**values, "most_runs": more["limit"]},
+            values,
         )
 
     def put_settings(self, worker_id: str, values: Iterable[tuple[str, Any]], at: datetime) -> Statement:

@@ -38,7 +38,7 @@ from dooers.models import (
     ThreadQuery,
 )
 from dooers.stats import Tally
-from dooers.stores import COUNTED, IN_MEMORY, Schema, View, at_once, running_in, snapshot_of, store_error
+from dooers.stores import COUNTED, IN_MEMORY, Page, Schema, View, at_once, page_of, running_in, snapshot_of, store_error
 from dooers.stores.rows import event_of, moment, run_of, said_of, thread_of
 from dooers.stores.sql import Statement
 from dooers.stores.sql_sqlite import SqliteStatements
@@ -285,6 +285,13 @@ class SqliteStore:
         said = [said_of(row) for row in await self._read(lambda c: _all(c, self._sql.list_said(query)))]
         return said if query.oldest_first else said[::-1]
 
+    async def page(self, thread_id: str, *, before_event_id: str | None = None, limit: int) -> Page:
+        def work(connection: sqlite3.Connection) -> Page:
+            reader = _Reader(connection, self._sql)
+            return at_once(page_of(reader, thread_id, before_event_id=before_event_id, limit=limit))
+
+        return await self._read(work)
+
     async def snapshot(
         self, thread_id: str, *, after_event_id: str | None = None, at_least_page: bool = False
     ) -> Snapshot | None:
@@ -335,11 +342,12 @@ class _Reader:
         row = _one(self._connection, self._sql.thread(thread_id))
         return None if row is None else thread_of(row)
 
-    async def view(self, query: EventQuery) -> View | None:
+    async def view(self, query: EventQuery, *, runs: bool = True) -> View | None:
         thread = await self.thread(query.thread_id)
         if thread is None:
             return None
-        return thread, await self.events(query), await self.runs(running_in(thread.id))
+        events = await self.events(query)
+        return thread, events, await self.runs(running_in(thread.id)) if runs else []
 
     async def events(self, query: EventQuery) -> list[ThreadEvent]:
         rows = [event_of(row) for row in _all(self._connection, self._sql.list_events(query))]

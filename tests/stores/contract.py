@@ -993,6 +993,20 @@ class StoreContract:
         for text in ("former", "later"):
             assert await store.threads(ThreadQuery(containing=text)) == []
 
+    async def test_a_page_is_of_the_newest_events_or_of_those_before_one(self, store: Store) -> None:
+        thread, events = await filled(store, 7)
+        run = a_run(thread)
+        thread = (await store.apply(Change(thread=thread, runs=(run,), during=run.id))).thread
+        _, elsewhere = await filled(store, 1)
+        assert await store.page(thread.id, limit=3) == (thread, events[-3:])
+        assert await store.page(thread.id, limit=50) == (thread, events)
+        assert await store.page(thread.id, before_event_id=events[4].id, limit=3) == (thread, events[1:4])
+        assert await store.page(thread.id, before_event_id=events[0].id, limit=3) == (thread, [])
+        for unknown in ("unknown", elsewhere[0].id):
+            assert await store.page(thread.id, before_event_id=unknown, limit=3) == (thread, None)
+        for before in (None, events[4].id, "unknown"):
+            assert await store.page("nothing", before_event_id=before, limit=3) == (None, None)
+
     # ------------------------------------------------------------ snapshots
 
     async def test_a_turn_is_found_whole_however_far_its_answers_are_from_its_message(self, store: Store) -> None:

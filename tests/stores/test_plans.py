@@ -158,6 +158,12 @@ POSTGRES_READS = [
         FEW + 1,
     ),
     Case(
+        "a thread with a page of its events",
+        lambda sql: sql.view(EventQuery(thread_id=LONG, before_seq=4000, limit=50), None),
+        "threads_pkey|events_order",
+        FEW + 1,
+    ),
+    Case(
         "a thread with what follows an event, and its runs",
         lambda sql: sql.view(EventQuery(thread_id=LONG, after_seq=4000, limit=50, oldest_first=True), running_in(LONG)),
         "threads_pkey|events_order|runs_running",
