@@ -170,7 +170,7 @@ class Pool:
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._database: databases.Database | None = None
-        # Those at hand, the latest last, each with what gives it back when it has not been needed; and what is just being given back.
+        # Those at hand, the latest last, each with the timer that ends this; and the tasks that give such a one back.
         self._at_hand: dict[Connection, asyncio.TimerHandle] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         # How many wait for the driver's pool. For them a connection goes back at once.
@@ -225,8 +225,8 @@ class Pool:
         raw = connection.raw_connection
         if self._database is None or self._waiting or _gone(raw) or raw.is_in_transaction():
             return False
-        late = asyncio.get_running_loop().call_later(AT_HAND, self._not_needed, connection)
-        self._at_hand[connection] = late
+        loop = asyncio.get_running_loop()
+        self._at_hand[connection] = loop.call_later(AT_HAND, self._not_needed, connection)
         return True
 
     def _latest(self) -> Connection:
