@@ -29,7 +29,9 @@ async def test_every_cell_gives_the_figures_of_its_area_on_both_databases(tmp_pa
         for cell in (cell for cell in CELLS if cell.area == area.name):
             for kind in cell.databases:
                 for side in cell.sides[:2]:
-                    assert results.median(cell.name, kind, side.name, area.main.key) >= 0
+                    figure = results.median(cell.name, kind, side.name, area.main.key)
+                    # With so few people memory may well shrink meanwhile.
+                    assert figure > 0 or area.name == "memory"
     assert set(results.budgets) == set(BOTH)
     assert all(isinstance(goal.find(results), float) for goal in goals())
     assert results.median("stream/200", "sqlite", "dooers", "lost") == 0
