@@ -43,7 +43,7 @@ from dooers.stores.sql import Statement
 from dooers.stores.sql_sqlite import SqliteStatements
 from dooers.stores.sqlite_connection import begin, connect, hop, hop_to_end, in_time, ready_to_write
 from dooers.stores.sqlite_schema import look_into, prepare, prepare_file
-from dooers.stores.sqlite_writers import write
+from dooers.stores.sqlite_writers import GroupWriter
 
 __all__ = ["SqliteStore"]
 
@@ -67,6 +67,7 @@ class SqliteStore:
         self._patience = config.database_timeout
         self._file: tuple[int, int] | None = None
         self._sql = SqliteStatements(self._prefix)
+        self._groups = GroupWriter(self._sql)
         self.tally = Tally()
         self._stack = AsyncExitStack()
         self._writer: Connection | None = None
@@ -90,6 +91,7 @@ class SqliteStore:
     async def _open(self) -> None:
         in_memory = self._path == MEMORY
         self._given_up.clear()
+        self._groups = GroupWriter(self._sql)  # what it knows is of one connection
         if not in_memory:
             await self._prepare(self._auto_migrate)
         self._writer = await connect(self._path, self._stack, self._patience)
@@ -209,8 +211,7 @@ class SqliteStore:
             # Locked, unreadable, gone: so it is for each of them, and each would wait as long again to hear it.
             return [store_error(error) for _ in changes]
         try:
-            stored = write(connection, self._sql, changes)
-            connection.execute("COMMIT")
+            stored = self._groups.commit(connection, changes)
             self.tally.count(len(changes))
             return [*stored]
         except Exception as error:

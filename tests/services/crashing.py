@@ -34,6 +34,7 @@ from dooers import DooersError, HandlerError, WorkerConfig, WorkerServer, admiss
 from dooers.pulse import Pulse
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 from dooers.stores import sqlite_writers
+from dooers.stores.ledger import Ledger
 from dooers.stores.postgres_connection import Line
 from dooers.stores.sqlite import SqliteStore
 from dooers.stores.sqlite_connection import TunedConnection, hop
@@ -212,7 +213,7 @@ def acknowledge_early() -> None:
 
         def work(connection: Any) -> None:
             connection.execute("BEGIN IMMEDIATE")
-            stored = sqlite_writers.write(connection, self._sql, changes)
+            stored = sqlite_writers.write(connection, self._sql, Ledger(), changes)
             loop.call_soon_threadsafe(known.set_result, stored)
             time.sleep(0.005)
             connection.execute("COMMIT")
