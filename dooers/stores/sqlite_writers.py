@@ -21,7 +21,7 @@ from dooers.stores.sql_sqlite import Filled, SqliteStatements
 
 __all__ = ["GroupWriter", "write"]
 
-# Threads and open runs that are known at most, a few hundred bytes each. One more, and all are looked up again.
+# Threads and open runs that are known at most, mostly less than a kilobyte each. One more, and all are looked up again.
 KNOWN = 4096
 
 
