@@ -22,7 +22,7 @@ from dooers import AnalyticsEvent, WorkerConfig, WorkerServer
 from dooers.brokers.memory import Hub, MemoryBroker
 from dooers.catchup import RUNS
 from dooers.codec import dumps
-from dooers.exceptions import DooersError, StoreError
+from dooers.exceptions import StoreError
 from dooers.models import Change, Identity, RunQuery
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
 from dooers.stores.sqlite import SqliteStore
@@ -1118,14 +1118,14 @@ async def test_what_a_process_that_stood_still_had_handed_to_the_database_is_not
             store = workers.one._parts.store()
             assert isinstance(store, SqliteStore)
             handed, again = asyncio.Event(), asyncio.Event()
-            beats, write = store.beat, store._write_group
+            beats, flush = store.beat, store._flush
 
-            async def late(changes: list[Change]) -> list[Change | DooersError]:
+            async def late() -> None:
                 handed.set()
                 await again.wait()
-                return await write(changes)
+                await flush()
 
-            store._write_group = late  # type: ignore[method-assign]
+            store._flush = late  # type: ignore[method-assign]
             go.set()
             await handed.wait()
             store.beat = broken  # type: ignore[method-assign]

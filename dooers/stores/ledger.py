@@ -19,7 +19,7 @@ __all__ = ["Ledger"]
 class Ledger:
     """Threads and runs by id, the first events of Changes by their repeat keys: everything, or as much as the Changes to come ask for.
 
-    That is their threads, the runs that they are `during`, their keys, and the threads of events with such a key.
+    That is their threads, the runs that they are `during` or tell of, their keys, and the threads of events with such a key.
     """
 
     threads: dict[str, Thread] = Factory(dict)
@@ -60,3 +60,8 @@ class Ledger:
                 self.runs[run.id] = evolve(begun, status=run.status, ended_at=run.ended_at, error=run.error)
         if stored.repeat_key is not None and stored.events:
             self.keys[stored.repeat_key] = stored.events[0]
+
+    def clear(self) -> None:
+        """Know nothing any more."""
+        for known in (self.threads, self.runs, self.keys):
+            known.clear()

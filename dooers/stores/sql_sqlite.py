@@ -1,4 +1,4 @@
-"""How SQLite writes: one statement to look up what a group of Changes must know, and one for the rows of each table.
+"""How SQLite writes: a statement a table to look up what a group of Changes must know, and one for the rows of each table.
 
 Rows are bound as one long list of values: a statement lets other threads of Python run, and has to get its turn back, each time it is
 stepped. Measured beside a busy thread that costs more than the row itself, so many rows are one step (`executemany` takes one each, and
@@ -7,7 +7,7 @@ stepped. Measured beside a busy thread that costs more than the row itself, so m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from dooers.codec import dumps
@@ -42,18 +42,17 @@ class SqliteStatements(Statements):
     def __init__(self, prefix: str) -> None:
         super().__init__(prefix)
         self._texts: dict[tuple[str, int], str] = {}
-        # In one row, for each row of a result is a step.
-        keyed = f"repeat_key IN ({_LISTED.format('keys')})"
-        self._known = (
-            f"SELECT (SELECT {_packed(THREAD_COLUMNS)} FROM {self.threads} WHERE id IN ({_LISTED.format('threads')} "
-            f"UNION ALL SELECT thread_id FROM {self.events} WHERE {keyed})) AS threads, "
-            f"(SELECT {_packed(RUN_COLUMNS)} FROM {self.runs} WHERE id IN ({_LISTED.format('runs')})) AS runs, "
-            f"(SELECT {_packed('repeat_key, ' + EVENT_COLUMNS)} FROM {self.events} WHERE {keyed}) AS keys"
-        )
 
-    def known(self, threads: Collection[str], runs: Collection[str], keys: Collection[str]) -> Statement:
-        """One row of three JSON texts: these threads and those of events with these keys; these runs; events, each after its key."""
-        return self._known, {"threads": dumps(list(threads)), "runs": dumps(list(runs)), "keys": dumps(list(keys))}
+    def threads_of(self, ids: Iterable[str]) -> Statement:
+        return f"SELECT {THREAD_COLUMNS} FROM {self.threads} WHERE id IN ({_LISTED})", {"ids": dumps([*ids])}
+
+    def runs_of(self, ids: Iterable[str]) -> Statement:
+        return f"SELECT {RUN_COLUMNS} FROM {self.runs} WHERE id IN ({_LISTED})", {"ids": dumps([*ids])}
+
+    def events_of_keys(self, keys: Iterable[str]) -> Statement:
+        """Events and their repeat keys."""
+        text = f"SELECT {EVENT_COLUMNS}, repeat_key FROM {self.events} WHERE repeat_key IN ({_LISTED})"
+        return text, {"ids": dumps([*keys])}
 
     def add_threads(self, threads: Iterable[Thread]) -> Iterator[Filled]:
         return self._filled("add threads", self._add_threads, [[*thread_row(one, stamp).values()] for one in threads])
@@ -124,12 +123,8 @@ class SqliteStatements(Statements):
         )
 
 
-_LISTED = "SELECT value FROM json_each(:{})"
+_LISTED = "SELECT value FROM json_each(:ids)"
 _TOUCHED = "last_seq, last_event_at, updated_at, id"
-
-
-def _packed(columns: str) -> str:
-    return f"json_group_array(json_array({columns}))"
 
 
 def _values(columns: int, rows: int) -> str:

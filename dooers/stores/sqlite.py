@@ -12,11 +12,13 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -44,16 +46,21 @@ from dooers.stores.sql import Statement
 from dooers.stores.sql_sqlite import SqliteStatements
 from dooers.stores.sqlite_connection import begin, connect, hop, hop_to_end, in_time, ready_to_write
 from dooers.stores.sqlite_schema import look_into, prepare, prepare_file
-from dooers.stores.sqlite_writers import write
+from dooers.stores.sqlite_writers import GroupWriter
 
 __all__ = ["SqliteStore"]
 
 log = logging.getLogger("dooers")
 T = TypeVar("T")
+# A Change that is to be written, and who waits for it.
+Waiting: TypeAlias = tuple[Change, asyncio.Future[Change]]
 
 # Waiting Changes written in one transaction at most. Enough to share a disk flush among hundreds of turns, and
 # few enough that the first of them does not wait for the last.
 GROUP = 512
+
+# Seconds after which the thread that writes looks who else wants it.
+STINT = 0.02
 
 MEMORY = ":memory:"
 
@@ -68,11 +75,12 @@ class SqliteStore:
         self._patience = config.database_timeout
         self._file: tuple[int, int] | None = None
         self._sql = SqliteStatements(self._prefix)
+        self._groups = GroupWriter(self._sql)
         self.tally = Tally()
         self._stack = AsyncExitStack()
         self._writer: Connection | None = None
         self._reader: Connection | None = None
-        self._waiting: list[tuple[Change, asyncio.Future[Change]]] = []
+        self._waiting: deque[Waiting] = deque()
         self._flusher: asyncio.Task[None] | None = None
         self._given_up = threading.Event()
 
@@ -91,6 +99,7 @@ class SqliteStore:
     async def _open(self) -> None:
         in_memory = self._path == MEMORY
         self._given_up.clear()
+        self._groups = GroupWriter(self._sql)  # what it knows is of one connection
         if not in_memory:
             await self._prepare(self._auto_migrate)
         self._writer = await connect(self._path, self._stack, self._patience)
@@ -182,24 +191,34 @@ class SqliteStore:
             self._flusher.add_done_callback(self._wake)
 
     async def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._waiting:
-            group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
-            results = await self._write_group([change for change, _ in group])
-            for (_, future), result in zip(group, results, strict=True):
-                if future.done():
-                    continue
-                if isinstance(result, Change):
-                    future.set_result(result)
-                else:
-                    future.set_exception(result)
+            try:
+                await hop_to_end(self._need(self._writer), partial(self._write_waiting, loop))
+            except Exception as error:
+                # There is no such thread. Whoever waits gets this, and the next Change gets its chance.
+                group = self._group()
+                _settle(group, [store_error(error) for _ in group])
 
-    async def _write_group(self, changes: list[Change]) -> list[Change | DooersError]:
+    def _write_waiting(self, loop: asyncio.AbstractEventLoop, connection: sqlite3.Connection) -> None:
+        """Write what waits, on the driver's thread, and what comes meanwhile: the event loop, busy with what was written, is not asked
+        first. But not for long at a time, as others wait for this thread too."""
+        until = time.monotonic() + STINT
+        while group := self._group():
+            results = self._write_group(connection, [change for change, _ in group])
+            loop.call_soon_threadsafe(_settle, group, results)
+            if time.monotonic() > until:
+                return
+
+    def _group(self) -> list[Waiting]:
+        # One by one, as the event loop adds to it at the same time.
+        return [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP))]
+
+    def _write_group(self, connection: sqlite3.Connection, changes: list[Change]) -> list[Change | DooersError]:
         """Every Change as stored, or why it was not."""
         try:
-            writer = self._need(self._writer)
-            return await hop_to_end(writer, lambda connection: self._transaction(connection, changes))
+            return self._transaction(connection, changes)
         except Exception as error:
-            # The flusher must go on: whoever waits gets this, and the next Change gets its chance.
             return [store_error(error) for _ in changes]
 
     def _transaction(self, connection: sqlite3.Connection, changes: list[Change]) -> list[Change | DooersError]:
@@ -210,8 +229,7 @@ class SqliteStore:
             # Locked, unreadable, gone: so it is for each of them, and each would wait as long again to hear it.
             return [store_error(error) for _ in changes]
         try:
-            stored = write(connection, self._sql, changes)
-            connection.execute("COMMIT")
+            stored = self._groups.commit(connection, changes)
             self.tally.count(len(changes))
             return [*stored]
         except Exception as error:
@@ -332,6 +350,16 @@ class SqliteStore:
         if connection is None:
             raise StoreError(f"the SQLite store {self._path!r} is not open")
         return connection
+
+
+def _settle(group: list[Waiting], results: Sequence[Change | DooersError]) -> None:
+    for (_, future), result in zip(group, results, strict=True):
+        if future.done():
+            continue
+        if isinstance(result, Change):
+            future.set_result(result)
+        else:
+            future.set_exception(result)
 
 
 class _Reader:

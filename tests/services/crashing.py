@@ -33,7 +33,8 @@ from starlette.types import ASGIApp
 from dooers import DooersError, HandlerError, WorkerConfig, WorkerServer, admission, steps, turn
 from dooers.pulse import Pulse
 from dooers.schema import SettingsField, SettingsFieldType, SettingsSchema
-from dooers.stores import sqlite_writers
+from dooers.stores import sqlite, sqlite_writers
+from dooers.stores.ledger import Ledger
 from dooers.stores.postgres_connection import Line
 from dooers.stores.sqlite import SqliteStore
 from dooers.stores.sqlite_connection import TunedConnection, hop
@@ -206,26 +207,18 @@ def _die_in_postgres(when: str, strike: Countdown) -> None:
 def acknowledge_early() -> None:
     """Say that a Change is stored a moment before it is. Only a crash in that moment shows it: whoever reads waits for it."""
 
-    async def hasty(self: Any, changes: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        known: asyncio.Future[Any] = loop.create_future()
-
-        def work(connection: Any) -> None:
-            connection.execute("BEGIN IMMEDIATE")
-            stored = sqlite_writers.write(connection, self._sql, changes)
-            loop.call_soon_threadsafe(known.set_result, stored)
-            time.sleep(0.005)
-            connection.execute("COMMIT")
-
-        writing.add(asyncio.ensure_future(hop(self._writer, work)))
-        return await known
-
-    writing = set[Any]()
+    def hasty(self: Any, loop: asyncio.AbstractEventLoop, connection: Any) -> None:
+        group = self._group()
+        connection.execute("BEGIN IMMEDIATE")
+        stored = sqlite_writers.write(connection, self._sql, Ledger(), [change for change, _ in group])
+        loop.call_soon_threadsafe(sqlite._settle, group, stored)
+        time.sleep(0.005)
+        connection.execute("COMMIT")
 
     async def read(self: Any, work: Any) -> Any:
         return await hop(self._writer, work)
 
-    SqliteStore._write_group = hasty  # type: ignore[method-assign]
+    SqliteStore._write_waiting = hasty  # type: ignore[method-assign]
     SqliteStore._read = read  # type: ignore[method-assign]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from dooers import WorkerConfig
 from dooers.exceptions import NotFoundError, StoreError
 from dooers.models import Change, EventQuery, RunQuery, ThreadQuery, evolve
-from dooers.stores import Store
+from dooers.stores import Store, sqlite_writers
 from dooers.stores.memory import MemoryStore
 from dooers.stores.sqlite import SqliteStore
 
@@ -110,6 +112,26 @@ def test_changes_end_alike_however_they_are_grouped_in_memory_and_in_sqlite(
     asyncio.run(compare())
 
 
+@given(changes(), st.lists(st.integers(0, 1), min_size=14, max_size=14), st.sampled_from([None, "e0.0", "e1.0"]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_changes_end_alike_whichever_of_two_processes_writes_them(
+    given_changes: list[Change], writers: list[int], removed: str | None
+) -> None:
+    async def compare(folder: str) -> None:
+        memory = MemoryStore()
+        await memory.open()
+        async with sqlite(f"{folder}/worker.db") as one, sqlite(f"{folder}/worker.db") as two:
+            for change, writer in zip(given_changes, writers, strict=False):
+                store = (one, two)[writer]
+                assert await applied(store, iter([[change]])) == await applied(memory, iter([[change]]))
+                if removed is not None:
+                    await store.remove_event(removed)
+                    await memory.remove_event(removed)
+
+    with TemporaryDirectory() as folder:
+        asyncio.run(compare(folder))
+
+
 # ---------------------------------------------------------------- a group, by name
 
 
@@ -201,21 +223,83 @@ async def test_an_id_twice_in_a_group_fails_the_second_alone(store: Store) -> No
 # ---------------------------------------------------------------- what it costs, and who else writes
 
 
+async def statements(store: Any, *changes: Change) -> tuple[list[str], list[Any]]:
+    """The first words of what a group is on the connection that writes, and what became of it."""
+    traced: list[str] = []
+    await store._writer.raw_connection.set_trace_callback(traced.append)
+    results = await together(store, *changes)
+    await store._writer.raw_connection.set_trace_callback(None)
+    return [text.split()[0] for text in traced if not text.startswith("--")], results
+
+
 @pytest.mark.parametrize("count", [1, 2, 6, 32, 256])
 async def test_a_group_is_one_look_up_and_one_statement_a_table_for_each_power_of_two(
     tmp_path: Path, count: int
 ) -> None:
+    threads = [a_thread() for _ in range(count)]
+    async with sqlite(tmp_path / "worker.db") as former:
+        await together(former, *map(opening, threads))
     async with sqlite(tmp_path / "worker.db") as store:
-        threads = [a_thread() for _ in range(count)]
-        await asyncio.gather(*(store.apply(opening(one)) for one in threads))
-        traced: list[str] = []
-        await store._writer.raw_connection.set_trace_callback(traced.append)
-        await asyncio.gather(*(store.apply(Change(thread=one, events=(an_event(one),))) for one in threads))
-        await store._writer.raw_connection.set_trace_callback(None)
+        words, _ = await statements(store, *(Change(thread=one, events=(an_event(one),)) for one in threads))
         sizes = bin(count).count("1")
         # 6 rows are 4 and 2.
-        words = [text.split()[0] for text in traced if not text.startswith("--")]
-        assert words == ["BEGIN", "SELECT", *["WITH" if count > 1 else "UPDATE"] * sizes, *["INSERT"] * sizes, "COMMIT"]
+        tables = [*["WITH" if count > 1 else "UPDATE"] * sizes, *["INSERT"] * sizes]
+        assert words == ["BEGIN", "PRAGMA", "SELECT", *tables, "COMMIT"]
+
+
+async def test_what_this_process_wrote_last_is_not_looked_up_again_but_keys_are(tmp_path: Path) -> None:
+    thread = a_thread()
+    run = a_run(thread)
+    said = Change(thread=thread, during=run.id, events=(an_event(thread),))
+    ended = Change(thread=thread, during=run.id, runs=(evolve(run, status="succeeded", ended_at=later(1)),))
+    async with sqlite(tmp_path / "worker.db") as store:
+        await store.apply(opening(thread, runs=(run,)))
+        again = opening(thread, an_event(thread), repeat_key="k")
+        looked = [(await statements(store, change))[0].count("SELECT") for change in (again, said, ended)]
+        assert looked == [1, 0, 0]
+        words, [late] = await statements(store, evolve(said, events=(an_event(thread),)))
+        assert (words, type(late)) == (["BEGIN", "PRAGMA", "SELECT", "COMMIT"], NotFoundError)
+
+
+async def test_what_anybody_else_writes_is_seen_by_the_next_group(tmp_path: Path) -> None:
+    thread = a_thread()
+    async with sqlite(tmp_path / "worker.db") as store:
+        await store.apply(opening(thread, an_event(thread)))
+        with closing(sqlite3.connect(tmp_path / "worker.db")) as other, other:
+            other.execute("UPDATE worker_threads SET title = 'by hand', last_seq = 7")
+        stored = await store.apply(Change(thread=thread, events=(an_event(thread),)))
+        assert (stored.thread.title, stored.thread.last_seq) == ("by hand", 8)
+        with closing(sqlite3.connect(tmp_path / "worker.db")) as other, other:
+            other.execute("DELETE FROM worker_threads")
+        with pytest.raises(NotFoundError):
+            await store.apply(Change(thread=thread, events=(an_event(thread),)))
+
+
+async def test_what_a_caller_makes_of_the_metadata_in_its_hands_is_not_stored(tmp_path: Path) -> None:
+    thread = a_thread(metadata={"n": 1})
+    async with sqlite(tmp_path / "worker.db") as store:
+        for title in ("one", "two"):
+            stored = await store.apply(opening(thread, patch={"title": title}))
+            assert stored.thread.metadata == {"n": 1}
+            stored.thread.metadata["n"] = 2
+            thread = evolve(thread, metadata={"n": 1})
+        assert (await store.apply(Change(thread=thread, patch={"title": "three"}))).thread.metadata == {"n": 1}
+        found = await store.thread(thread.id)
+        assert found is not None
+        assert (found.title, found.metadata) == ("three", {"n": 1})
+
+
+async def test_what_is_known_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_writers, "KNOWN", 5)
+    async with sqlite(tmp_path / "worker.db") as store:
+        for number in range(12):
+            thread = a_thread(f"t{number}")
+            await store.apply(opening(thread, runs=(a_run(thread),)))
+            known = store._groups._known
+            assert len(known.threads) + len(known.runs) <= 5
+        threads = [a_thread(f"t{number}") for number in range(12)]
+        results = await together(store, *(Change(thread=one, events=(an_event(one),)) for one in threads))
+        assert [one.thread.last_seq for one in results] == [1] * 12
 
 
 async def test_two_that_write_one_file_at_once_number_their_threads_without_gaps(tmp_path: Path) -> None:

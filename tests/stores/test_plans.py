@@ -143,7 +143,9 @@ WRITES = [
 KNOWN = a_thread(numbered("thread", 8), at=START)
 RUN = a_run(KNOWN, id=numbered("run", 7))
 SQLITE_WRITES = [
-    Case("looking up a group", lambda sql: sql.known(["t"], ["r"], ["k"]), "(threads|runs|events)_pkey|events_repeat"),
+    Case("looking up threads", lambda sql: sql.threads_of(["t"]), "threads_pkey"),
+    Case("looking up runs", lambda sql: sql.runs_of(["r"]), "runs_pkey"),
+    Case("looking up repeat keys", lambda sql: sql.events_of_keys(["k"]), "events_repeat"),
     Case("touching a thread", lambda sql: next(sql.touch_threads([KNOWN])), "threads_pkey"),
     Case("touching threads", lambda sql: next(sql.touch_threads([KNOWN] * 64)), "threads_pkey"),
     Case("altering threads", lambda sql: next(sql.alter_threads([KNOWN] * 2)), "threads_pkey"),

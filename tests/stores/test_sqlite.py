@@ -121,6 +121,46 @@ async def test_more_changes_than_a_group_holds_are_all_written(store: SqliteStor
     assert [change.events[0].seq for change in await asyncio.gather(*futures)] == list(range(1, count + 1))
 
 
+async def test_what_comes_while_a_group_is_written_is_written_next_though_the_event_loop_is_busy(
+    store: SqliteStore,
+) -> None:
+    thread = await opened(store)
+    begun, go_on, written = threading.Event(), threading.Event(), threading.Event()
+
+    def look(sql: str) -> None:
+        if sql == "COMMIT" and begun.is_set():
+            written.set()
+        elif sql == "COMMIT":
+            begun.set()
+            go_on.wait(WITHIN)
+
+    await on_writer(store, lambda raw: raw.set_trace_callback(look))
+    first = store.apply(Change(thread=thread, events=(an_event(thread, "first"),)))
+    assert await asyncio.to_thread(begun.wait, WITHIN)
+    second = store.apply(Change(thread=thread, events=(an_event(thread, "second"),)))
+    go_on.set()
+    assert written.wait(WITHIN)  # nothing else runs here meanwhile
+    assert [(await one).events[0].seq for one in (first, second)] == [1, 2]
+    await on_writer(store, lambda raw: raw.set_trace_callback(None))
+
+
+async def test_who_else_wants_to_write_gets_the_thread_though_changes_never_cease(store: SqliteStore) -> None:
+    thread = await opened(store)
+    enough = False
+
+    def another(_: object = None) -> None:
+        if not enough:
+            store.apply(Change(thread=thread, events=(an_event(thread),))).add_done_callback(another)
+
+    for _ in range(20):
+        another()
+    async with asyncio.timeout(WITHIN):
+        for number in range(5):
+            await store.set_settings("w", {"n": number}, thread.created_at)
+    enough = True
+    assert (await store.settings("w")).values == {"n": 4}
+
+
 async def test_the_plan_of_a_page_uses_the_index(store: SqliteStore) -> None:
     thread = await opened(store, "one")
     queries = [
