@@ -21,8 +21,11 @@ __all__ = ["GROUP", "Group", "Outcomes", "Writers"]
 
 # Changes written in one statement, and of one thread, at most.
 GROUP = 256
-# Statements of many threads on their way at once: while one is committed, the next is gathered.
+# Statements of many threads on their way at once.
 TOGETHER = 2
+# Seconds for which a statement on its way keeps the next from setting off, so that what comes is gathered: a statement costs as much as
+# several threads in it. Where a commit takes longer than that, they take turns, and nobody waits for the whole of another's.
+GATHER = 0.002
 # Seconds that a writer with nothing to do keeps its connection: to take one, and to start a task, costs about as much as a statement.
 LINGER = 1.0
 
@@ -84,6 +87,8 @@ class Writers:
         self._refused: deque[Group] = deque()
         # How many are at it together, and how many apart; of these, one less than there are connections, as they may be held up.
         self._together = self._apart = 0
+        # Runs while the latest statement keeps the next from setting off.
+        self._gathering: asyncio.TimerHandle | None = None
         self._most, self._most_together, self._most_apart = most, min(most, TOGETHER), max(1, most - 1)
         self._tasks: set[asyncio.Task[None]] = set()
         # Writers with nothing to do, the latest last; the result says whether there is something again.
@@ -112,7 +117,7 @@ class Writers:
 
     @property
     def _may_together(self) -> bool:
-        return bool(self._ready) and self._together < self._most_together
+        return bool(self._ready) and self._gathering is None and self._together < self._most_together
 
     @property
     def _may_apart(self) -> bool:
@@ -153,16 +158,23 @@ class Writers:
             groups.append(self._group(self._ready.popleft(), room))
             room -= len(groups[-1].changes)
         self._together += 1
+        self._gathering = gathering = asyncio.get_running_loop().call_later(GATHER, self._gathered)
         self._wake()
         try:
             answers = await self._write(line, groups)
         finally:
             self._together -= 1
+            if self._gathering is gathering:
+                gathering.cancel()
+                self._gathering = None
         for group, outcomes in zip(groups, answers, strict=True):
             if outcomes is None:
                 self._refused.append(group)
             else:
                 self._end(group, outcomes)
+
+    def _gathered(self) -> None:
+        self._gathering = None
         self._wake()
 
     async def _one_apart(self, line: Line) -> None:
