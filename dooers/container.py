@@ -33,8 +33,7 @@ from dooers.session import GOING_AWAY, Session
 from dooers.settings import TypedSettings
 from dooers.stats import Counts
 from dooers.stores import Store, open_store
-from dooers.stores.sql import Statement
-from dooers.stores.sql_postgres import Beside
+from dooers.stores.sql_postgres import Beside, Said
 from dooers.totals import Totals
 from dooers.vault import Vault
 
@@ -100,9 +99,9 @@ def _new_id(clock: SystemClock) -> str:
 def _beside(broker: Callable[[], Broker], process_id: Callable[[], str]) -> Beside | None:
     """What the store has to say by itself, of the broker and the process as they are when it writes."""
 
-    def beside(changes: Sequence[Change]) -> AbstractContextManager[Statement | None]:
+    def beside(groups: Sequence[Sequence[Change]]) -> AbstractContextManager[Said | None]:
         announce = broker().announce
-        return nullcontext() if announce is None else announce(changes, process_id())
+        return nullcontext() if announce is None else announce(groups, process_id())
 
     return None if broker().announce is None else beside
 

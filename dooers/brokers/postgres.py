@@ -29,7 +29,7 @@ from dooers.exceptions import ConfigError, DooersError, StoreError
 from dooers.models import Change
 from dooers.news import is_of, looks, written
 from dooers.stores.postgres_connection import address
-from dooers.stores.sql import Statement
+from dooers.stores.sql_postgres import Said
 
 __all__ = ["PostgresBroker"]
 
@@ -104,10 +104,10 @@ class PostgresBroker:
         )
 
     @contextmanager
-    def _announce(self, changes: Sequence[Change], sender: str) -> Iterator[Statement | None]:
+    def _announce(self, groups: Sequence[Sequence[Change]], sender: str) -> Iterator[Said | None]:
         self._sender = sender
         with self._company.writing() as told:
-            yield (_ANNOUNCE, self._news(changes, sender)) if told else None
+            yield (_ANNOUNCE, [self._news(changes, sender) for changes in groups]) if told else None
 
     def _news(self, changes: Sequence[Change], sender: str) -> dict[str, Any]:
         return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ from dooers.stores.postgres_schema import look_into, prepare
 from dooers.stores.postgres_writers import Group, Outcomes, Writers
 from dooers.stores.rows import Row, event_of, run_of, said_of, thread_of
 from dooers.stores.sql import Statement
-from dooers.stores.sql_postgres import Beside, PostgresStatements, creates, mergeable
+from dooers.stores.sql_postgres import Beside, PostgresStatements, Said, creates, mergeable
 from dooers.turn import as_stored, has_ended, numbered
 
 __all__ = ["PostgresStore"]
@@ -53,7 +53,7 @@ class PostgresStore:
         self._prefix = config.database_table_prefix
         self._auto_migrate = config.database_auto_migrate
         self._sql = PostgresStatements(self._prefix)
-        self._beside: Beside = beside or (lambda changes: nullcontext())
+        self._beside: Beside = beside or (lambda groups: nullcontext())
         self.tally = Tally()
         self._pool = Pool(config)
         # A quarter of the pool, one connection at least, is left to readers.
@@ -123,39 +123,32 @@ class PostgresStore:
     async def _write(self, line: Line, groups: list[Group]) -> Sequence[Outcomes | None]:
         """Write groups of different threads in one statement. Of one that it refuses, or where one spoils it for all, more is found out
         apart."""
-        with ExitStack() as stack:
-            chosen, beside = list[Group](), list[Statement | None]()
-            for group in groups:
-                with suppress(Exception):  # there are no words for it, which it is told apart
-                    if not group.changes[0].removes:
-                        beside.append(stack.enter_context(self._beside(group.changes)))
-                        chosen.append(group)
-            answers: Sequence[Outcomes | None] = []
-            try:
-                if chosen:
+        chosen = [group for group in groups if not group.changes[0].removes]
+        answers: Sequence[Outcomes | None] = []
+        try:
+            if chosen:
+                with self._beside([group.changes for group in chosen]) as beside:
                     answers = await self._tried(line, chosen, partial(self._write_all, line, chosen, beside))
-            except (Exception, asyncio.CancelledError) as error:
-                if transient(error) or isinstance(error, asyncpg.QueryCanceledError):  # they have waited long enough
-                    answers = [[store_error(error) for _ in group.changes] for group in chosen]
-            answer_of = dict(zip(chosen, answers, strict=False))
-            return [answer_of.get(group) for group in groups]
+        except (Exception, asyncio.CancelledError) as error:
+            if transient(error) or isinstance(error, asyncpg.QueryCanceledError):  # they have waited long enough
+                answers = [[store_error(error) for _ in group.changes] for group in chosen]
+        answer_of = dict(zip(chosen, answers, strict=False))
+        return [answer_of.get(group) for group in groups]
 
     async def _write_apart(self, line: Line, group: Group) -> Outcomes:
         """Write a group by itself; where it cannot be written as one, each of its Changes by itself."""
         failed: BaseException
         try:
-            with self._beside(group.changes) as beside:
-                try:
-                    return await self._tried(line, [group], partial(self._write_one, line, group, beside))
-                except (Exception, asyncio.CancelledError) as error:
-                    failed = error
-        except Exception as error:  # there are no words for one of them
+            with self._beside([group.changes]) as beside:
+                return await self._tried(line, [group], partial(self._write_one, line, group, beside))
+        except (Exception, asyncio.CancelledError) as error:
             failed = error
         if len(group.changes) == 1 or transient(failed):
             return [store_error(failed) for _ in group.changes]
         if isinstance(failed, NotFoundError) and group.changes[0].during is None:
             return [store_error(failed) for _ in group.changes]  # they find their thread in the same way
-        # One of them spoils it for the others, or begins or ends a run, so that it may be written where another may not.
+        # One of them spoils it for the others, as by having no words, or begins or ends a run, so that it may be written where another may
+        # not.
         return [(await self._write_apart(line, alone))[0] for alone in group.split()]
 
     async def _tried(self, line: Line, groups: Sequence[Group], work: Callable[[], Awaitable[T]]) -> T:
@@ -172,20 +165,19 @@ class PostgresStore:
                 for group in groups:
                     group.unsure = group.unsure or interrupted(error)
 
-    async def _write_all(
-        self, line: Line, groups: list[Group], beside: list[Statement | None]
-    ) -> list[Outcomes | None]:
+    async def _write_all(self, line: Line, groups: list[Group], beside: Said | None) -> list[Outcomes | None]:
         stored = await self._found(line, groups)
         left = [n for n in range(len(groups)) if n not in stored]
         if left:
             changes = [groups[n].changes for n in left]
-            rows = await line.fetch(self._sql.write(changes, [beside[n] for n in left]))
+            said = beside and (beside[0], [beside[1][n] for n in left])
+            rows = await line.fetch(self._sql.write(changes, said))
             stored |= {left[row["n"]]: _as_written(groups[left[row["n"]]], row) for row in rows}
         if stored:
             self.tally.count(sum(len(groups[n].changes) for n in stored))
         return [stored.get(n) for n in range(len(groups))]
 
-    async def _write_one(self, line: Line, group: Group, beside: Statement | None) -> Outcomes:
+    async def _write_one(self, line: Line, group: Group, beside: Said | None) -> Outcomes:
         first = group.changes[0]
         # Most of what was refused among others is a repeat.
         stored = (await self._found(line, [group])).get(0) or await self._repeated(line, first)
@@ -204,15 +196,15 @@ class PostgresStore:
         self.tally.count(len(group.changes))
         return stored
 
-    async def _append(self, line: Line, group: Group, beside: Statement | None) -> Outcomes | None:
-        statement = self._sql.write([group.changes], [beside], waits=True)
+    async def _append(self, line: Line, group: Group, beside: Said | None) -> Outcomes | None:
+        statement = self._sql.write([group.changes], beside, waits=True)
         rows = await line.fetch(statement)
         if not rows and creates(group.changes[0]):
             # Somebody else may have made the thread after the statement began. Now it would be seen.
             rows = await line.fetch(statement)
         return _as_written(group, rows[0]) if rows else None
 
-    async def _remove(self, line: Line, group: Group, beside: Statement | None) -> Outcomes | None:
+    async def _remove(self, line: Line, group: Group, beside: Said | None) -> Outcomes | None:
         (change,) = group.changes
         for row in await line.fetch(self._sql.remove(change, beside)):
             return [evolve(change, thread=thread_of(row))]

@@ -21,8 +21,11 @@ __all__ = ["GROUP", "Group", "Outcomes", "Writers"]
 
 # Changes written in one statement, and of one thread, at most.
 GROUP = 256
-# Statements of many threads on their way at once: while one is committed, the next is gathered.
+# Statements of many threads on their way at once.
 TOGETHER = 2
+# Seconds for which a statement on its way keeps the next from setting off, so that what comes is gathered: a statement costs as much as
+# several threads in it. Where a commit takes longer than that, they take turns, and nobody waits for the whole of another's.
+GATHER = 0.003
 # Seconds that a writer with nothing to do keeps its connection: to take one, and to start a task, costs about as much as a statement.
 LINGER = 1.0
 
@@ -84,6 +87,9 @@ class Writers:
         self._refused: deque[Group] = deque()
         # How many are at it together, and how many apart; of these, one less than there are connections, as they may be held up.
         self._together = self._apart = 0
+        # When the latest statement set off, and the timer that looks whether the next may.
+        self._set_off = 0.0
+        self._later: asyncio.TimerHandle | None = None
         self._most, self._most_together, self._most_apart = most, min(most, TOGETHER), max(1, most - 1)
         self._tasks: set[asyncio.Task[None]] = set()
         # Writers with nothing to do, the latest last; the result says whether there is something again.
@@ -112,7 +118,9 @@ class Writers:
 
     @property
     def _may_together(self) -> bool:
-        return bool(self._ready) and self._together < self._most_together
+        if not self._ready or self._together == self._most_together:
+            return False
+        return not self._together or asyncio.get_running_loop().time() >= self._set_off + GATHER
 
     @property
     def _may_apart(self) -> bool:
@@ -120,7 +128,12 @@ class Writers:
 
     def _wake(self) -> None:
         """See to it that somebody writes what is ready: one who comes for it, and calls the next if he leaves something."""
-        if self._called or not (self._may_together or self._may_apart):
+        if self._called:
+            return
+        if not (self._may_together or self._may_apart):
+            if self._ready and self._together < self._most_together and self._later is None:
+                # It is only too early for the next. Nobody has to look where one must end first: who wrote that goes on with this.
+                self._later = asyncio.get_running_loop().call_at(self._set_off + GATHER, self._look_again)
             return
         while self._idle:
             if _end(self._idle.pop(), True):
@@ -153,6 +166,7 @@ class Writers:
             groups.append(self._group(self._ready.popleft(), room))
             room -= len(groups[-1].changes)
         self._together += 1
+        self._set_off = asyncio.get_running_loop().time()
         self._wake()
         try:
             answers = await self._write(line, groups)
@@ -163,6 +177,9 @@ class Writers:
                 self._refused.append(group)
             else:
                 self._end(group, outcomes)
+
+    def _look_again(self) -> None:
+        self._later = None
         self._wake()
 
     async def _one_apart(self, line: Line) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from itertools import repeat
 from typing import Any, TypeAlias
 
 from dooers.access import visible
@@ -20,12 +21,14 @@ from dooers.stores.rows import EVENT_COLUMNS, RUN_COLUMNS, THREAD_COLUMNS, run_r
 from dooers.stores.sql import Statement, Statements, in_scope, scope_values
 from dooers.turn import begins, ends
 
-__all__ = ["Beside", "PostgresStatements", "creates", "mergeable"]
+__all__ = ["Beside", "PostgresStatements", "Said", "creates", "mergeable"]
 
-# What else is to happen in the very statement that writes these Changes, if they are written: an SQL expression such as
-# `pg_notify(:channel, :payload)` with its values; the text is to be the same each time, as it is prepared. None: nothing else.
-# Left when it is known what became of them.
-Beside: TypeAlias = Callable[[Sequence[Change]], AbstractContextManager[Statement | None]]
+# An SQL expression such as `pg_notify(:channel, :payload)`, with its values for each thread that is written. The text is to be the same
+# each time, as it is prepared.
+Said: TypeAlias = tuple[str, Sequence[dict[str, Any]]]
+# What else is to happen in the very statement that writes these Changes, a group of each thread, where they are written; None for
+# nothing. Left when it is known what became of them.
+Beside: TypeAlias = Callable[[Sequence[Sequence[Change]]], AbstractContextManager[Said | None]]
 
 _TYPES = {
     "owner": "JSONB",
@@ -148,9 +151,9 @@ class PostgresStatements(Statements):
 
     # ------------------------------------------------------------ one statement for many Changes
 
-    def remove(self, change: Change, beside: Statement | None = None) -> Statement:
+    def remove(self, change: Change, beside: Said | None = None) -> Statement:
         """Delete a thread; its events and runs go with it by foreign key. Returns its row, or none."""
-        expression, more = beside if beside is not None else ("NULL", {})
+        expression, [more] = beside or ("NULL", [{}])
         once = f"AND (CAST(:repeat_key AS TEXT) IS NULL OR {self._unknown_key(':repeat_key')})"
         return (
             f"WITH thread AS (DELETE FROM {self.threads} WHERE id = :id AND {in_scope('')} {once} "
@@ -165,17 +168,16 @@ class PostgresStatements(Statements):
         }
 
     def write(
-        self, groups: Sequence[Sequence[Change]], beside: Sequence[Statement | None] = (), *, waits: bool = False
+        self, groups: Sequence[Sequence[Change]], beside: Said | None = None, *, waits: bool = False
     ) -> Statement:
         """Write groups of Changes, each of one thread, mergeable and in order, no two of the same thread; none removes one.
 
         Without `waits` a thread that somebody else holds is left out, and so is one whose run is held: nobody waits in a circle, and
         a thread that is held up holds up no other.
         """
-        said = [None if one is None else one[1] for one in beside] or [None] * len(groups)
-        expression = next((one[0] for one in beside if one is not None), "")
+        expression, said = beside or ("", repeat(None))
         # New threads are made in the order of their ids: so two who make the same ones wait in one order.
-        lanes = [_lane(n, group, words) for n, (group, words) in enumerate(zip(groups, said, strict=True))]
+        lanes = [_lane(n, group, words) for n, (group, words) in enumerate(zip(groups, said, strict=False))]
         lanes.sort(key=lambda lane: lane["id"])
         text = self._texts.get((expression, waits))
         if text is None:

@@ -234,7 +234,7 @@ async def notify(server: OwnPostgres, fsync: str) -> None:
         # Who says it (one that is not open does not know whether anybody is there, so it does), and two who hear it.
         brokers = [PostgresBroker(config) for _ in range(3)]
         announce = cast(Announce, brokers[0].announce)
-        stores = [PostgresStore(config), PostgresStore(config, beside=lambda changes: announce(changes, "process"))]
+        stores = [PostgresStore(config), PostgresStore(config, beside=lambda groups: announce(groups, "process"))]
         for store in stores:
             await store.open()
         for broker in brokers[1:]:

@@ -534,7 +534,7 @@ def a_run(run_id: str = "r") -> Run:
 def beside_of(broker: PostgresBroker) -> Beside:
     announce = broker.announce
     assert announce is not None
-    return lambda changes: announce(changes, "writer")
+    return lambda groups: announce(groups, "writer")
 
 
 def opening(thread: Thread, event: ThreadEvent, **more: Any) -> Change:

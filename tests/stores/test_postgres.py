@@ -42,7 +42,7 @@ from dooers.stores import Store, open_store, postgres_connection
 from dooers.stores.migrations import HEAD
 from dooers.stores.postgres import PostgresStore
 from dooers.stores.postgres_writers import GROUP
-from dooers.stores.sql import Statement
+from dooers.stores.sql_postgres import Said
 from dooers.stores.sqlite import SqliteStore
 
 WITHIN = 30.0
@@ -336,11 +336,13 @@ async def test_what_is_put_beside_a_change_happens_with_it_or_not_at_all(
     under_way = 0
 
     @contextmanager
-    def beside(changes: Sequence[Change]) -> Iterator[Statement]:
+    def beside(groups: Sequence[Sequence[Change]]) -> Iterator[Said]:
         nonlocal under_way
         under_way += 1
-        yield "pg_notify('spoken', :said)", {"said": ",".join(change.thread.id for change in changes)}
-        under_way -= 1
+        try:
+            yield "pg_notify('spoken', :said)", [{"said": ",".join(one.thread.id for one in group)} for group in groups]
+        finally:
+            under_way -= 1
 
     heard: asyncio.Queue[str] = asyncio.Queue()
     async with (
@@ -366,8 +368,8 @@ async def test_what_is_put_beside_a_change_happens_with_it_or_not_at_all(
 async def test_a_change_for_which_there_are_no_words_is_an_error_and_spoils_nobody_else(
     postgres_config: WorkerConfig,
 ) -> None:
-    def beside(changes: Sequence[Change]) -> AbstractContextManager[None]:
-        if any(event.text == "unspeakable" for change in changes for event in change.events):
+    def beside(groups: Sequence[Sequence[Change]]) -> AbstractContextManager[None]:
+        if any(event.text == "unspeakable" for group in groups for change in group for event in change.events):
             raise ValueError("no words")
         return nullcontext()
 
