@@ -33,7 +33,7 @@ from dooers.session import GOING_AWAY, Session
 from dooers.settings import TypedSettings
 from dooers.stats import Counts
 from dooers.stores import Store, open_store
-from dooers.stores.sql_postgres import Beside, Said
+from dooers.stores.sql_postgres import Aside, Beside
 from dooers.totals import Totals
 from dooers.vault import Vault
 
@@ -99,7 +99,7 @@ def _new_id(clock: SystemClock) -> str:
 def _beside(broker: Callable[[], Broker], process_id: Callable[[], str]) -> Beside | None:
     """What the store has to say by itself, of the broker and the process as they are when it writes."""
 
-    def beside(groups: Sequence[Sequence[Change]]) -> AbstractContextManager[Said | None]:
+    def beside(groups: Sequence[Sequence[Change]]) -> AbstractContextManager[Aside | None]:
         announce = broker().announce
         return nullcontext() if announce is None else announce(groups, process_id())
 

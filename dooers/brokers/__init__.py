@@ -13,14 +13,14 @@ from typing import Protocol, TypeAlias
 from dooers.config import WorkerConfig
 from dooers.exceptions import ConfigError
 from dooers.models import Change
-from dooers.stores.sql_postgres import Said
+from dooers.stores.sql_postgres import Aside
 
 __all__ = ["BROKERS", "Announce", "Broker", "open_broker"]
 
 
 # While these Changes are written, a group of each thread: what the store is to add to its statement, so that others hear it in this
 # sender's name. Nothing where nobody is there to hear.
-Announce: TypeAlias = Callable[[Sequence[Sequence[Change]], str], AbstractContextManager[Said | None]]
+Announce: TypeAlias = Callable[[Sequence[Sequence[Change]], str], AbstractContextManager[Aside | None]]
 
 
 class Broker(Protocol):

@@ -29,7 +29,7 @@ from dooers.exceptions import ConfigError, DooersError, StoreError
 from dooers.models import Change
 from dooers.news import is_of, looks, written
 from dooers.stores.postgres_connection import address
-from dooers.stores.sql_postgres import Said
+from dooers.stores.sql_postgres import Aside
 
 __all__ = ["PostgresBroker"]
 
@@ -104,7 +104,7 @@ class PostgresBroker:
         )
 
     @contextmanager
-    def _announce(self, groups: Sequence[Sequence[Change]], sender: str) -> Iterator[Said | None]:
+    def _announce(self, groups: Sequence[Sequence[Change]], sender: str) -> Iterator[Aside | None]:
         self._sender = sender
         with self._company.writing() as told:
             yield (_ANNOUNCE, [self._news(changes, sender) for changes in groups]) if told else None

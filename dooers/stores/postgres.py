@@ -38,7 +38,7 @@ from dooers.stores.postgres_schema import look_into, prepare
 from dooers.stores.postgres_writers import Group, Outcomes, Writers
 from dooers.stores.rows import Row, event_of, run_of, said_of, thread_of
 from dooers.stores.sql import Statement
-from dooers.stores.sql_postgres import Beside, PostgresStatements, Said, creates, mergeable
+from dooers.stores.sql_postgres import Aside, Beside, PostgresStatements, creates, mergeable
 from dooers.turn import as_stored, has_ended, numbered
 
 __all__ = ["PostgresStore"]
@@ -165,7 +165,7 @@ class PostgresStore:
                 for group in groups:
                     group.unsure = group.unsure or interrupted(error)
 
-    async def _write_all(self, line: Line, groups: list[Group], beside: Said | None) -> list[Outcomes | None]:
+    async def _write_all(self, line: Line, groups: list[Group], beside: Aside | None) -> list[Outcomes | None]:
         stored = await self._found(line, groups)
         left = [n for n in range(len(groups)) if n not in stored]
         if left:
@@ -177,7 +177,7 @@ class PostgresStore:
             self.tally.count(sum(len(groups[n].changes) for n in stored))
         return [stored.get(n) for n in range(len(groups))]
 
-    async def _write_one(self, line: Line, group: Group, beside: Said | None) -> Outcomes:
+    async def _write_one(self, line: Line, group: Group, beside: Aside | None) -> Outcomes:
         first = group.changes[0]
         # Most of what was refused among others is a repeat.
         stored = (await self._found(line, [group])).get(0) or await self._repeated(line, first)
@@ -196,7 +196,7 @@ class PostgresStore:
         self.tally.count(len(group.changes))
         return stored
 
-    async def _append(self, line: Line, group: Group, beside: Said | None) -> Outcomes | None:
+    async def _append(self, line: Line, group: Group, beside: Aside | None) -> Outcomes | None:
         statement = self._sql.write([group.changes], beside, waits=True)
         rows = await line.fetch(statement)
         if not rows and creates(group.changes[0]):
@@ -204,7 +204,7 @@ class PostgresStore:
             rows = await line.fetch(statement)
         return _as_written(group, rows[0]) if rows else None
 
-    async def _remove(self, line: Line, group: Group, beside: Said | None) -> Outcomes | None:
+    async def _remove(self, line: Line, group: Group, beside: Aside | None) -> Outcomes | None:
         (change,) = group.changes
         for row in await line.fetch(self._sql.remove(change, beside)):
             return [evolve(change, thread=thread_of(row))]

@@ -115,6 +115,9 @@ class Writers:
                 _end(idle, False)
             if self._tasks:
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None  # whoever opens again may have another loop
 
     @property
     def _may_together(self) -> bool:

@@ -21,14 +21,14 @@ from dooers.stores.rows import EVENT_COLUMNS, RUN_COLUMNS, THREAD_COLUMNS, run_r
 from dooers.stores.sql import Statement, Statements, in_scope, scope_values
 from dooers.turn import begins, ends
 
-__all__ = ["Beside", "PostgresStatements", "Said", "creates", "mergeable"]
+__all__ = ["Aside", "Beside", "PostgresStatements", "creates", "mergeable"]
 
 # An SQL expression such as `pg_notify(:channel, :payload)`, with its values for each thread that is written. The text is to be the same
 # each time, as it is prepared.
-Said: TypeAlias = tuple[str, Sequence[dict[str, Any]]]
+Aside: TypeAlias = tuple[str, Sequence[dict[str, Any]]]
 # What else is to happen in the very statement that writes these Changes, a group of each thread, where they are written; None for
 # nothing. Left when it is known what became of them.
-Beside: TypeAlias = Callable[[Sequence[Sequence[Change]]], AbstractContextManager[Said | None]]
+Beside: TypeAlias = Callable[[Sequence[Sequence[Change]]], AbstractContextManager[Aside | None]]
 
 _TYPES = {
     "owner": "JSONB",
@@ -151,7 +151,7 @@ class PostgresStatements(Statements):
 
     # ------------------------------------------------------------ one statement for many Changes
 
-    def remove(self, change: Change, beside: Said | None = None) -> Statement:
+    def remove(self, change: Change, beside: Aside | None = None) -> Statement:
         """Delete a thread; its events and runs go with it by foreign key. Returns its row, or none."""
         expression, [more] = beside or ("NULL", [{}])
         once = f"AND (CAST(:repeat_key AS TEXT) IS NULL OR {self._unknown_key(':repeat_key')})"
@@ -168,7 +168,7 @@ class PostgresStatements(Statements):
         }
 
     def write(
-        self, groups: Sequence[Sequence[Change]], beside: Said | None = None, *, waits: bool = False
+        self, groups: Sequence[Sequence[Change]], beside: Aside | None = None, *, waits: bool = False
     ) -> Statement:
         """Write groups of Changes, each of one thread, mergeable and in order, no two of the same thread; none removes one.
 

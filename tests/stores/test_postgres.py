@@ -42,7 +42,7 @@ from dooers.stores import Store, open_store, postgres_connection
 from dooers.stores.migrations import HEAD
 from dooers.stores.postgres import PostgresStore
 from dooers.stores.postgres_writers import GROUP
-from dooers.stores.sql_postgres import Said
+from dooers.stores.sql_postgres import Aside
 from dooers.stores.sqlite import SqliteStore
 
 WITHIN = 30.0
@@ -336,7 +336,7 @@ async def test_what_is_put_beside_a_change_happens_with_it_or_not_at_all(
     under_way = 0
 
     @contextmanager
-    def beside(groups: Sequence[Sequence[Change]]) -> Iterator[Said]:
+    def beside(groups: Sequence[Sequence[Change]]) -> Iterator[Aside]:
         nonlocal under_way
         under_way += 1
         try:
