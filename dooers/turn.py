@@ -237,9 +237,11 @@ def as_stored(thread: Thread, changes: Sequence[Change]) -> list[Change]:
 
 def numbered(change: Change, last_seq: int) -> tuple[ThreadEvent, ...]:
     """The events of a Change with the numbers after this one."""
+    if not change.events:
+        return ()
+    first = last_seq + change.skips + 1
     return tuple(
-        evolve(event, seq=seq, turn_seq=event.turn_seq or seq)
-        for seq, event in enumerate(change.events, last_seq + change.skips + 1)
+        [evolve(event, seq=seq, turn_seq=event.turn_seq or seq) for seq, event in enumerate(change.events, first)]
     )
 
 

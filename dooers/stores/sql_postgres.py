@@ -334,9 +334,10 @@ def _sets(changes: Sequence[Change]) -> dict[str, Any]:
     for change in changes:
         if change.events:
             sets["last_event_at"] = sets["updated_at"] = change.events[-1].created_at
-        if wrong := change.patch.keys() - _PATCHED:
-            raise ValueError(f"a patch sets {', '.join(sorted(_PATCHED))}; got {', '.join(sorted(wrong))}")
-        sets |= change.patch
+        if change.patch:
+            if wrong := change.patch.keys() - _PATCHED:
+                raise ValueError(f"a patch sets {', '.join(sorted(_PATCHED))}; got {', '.join(sorted(wrong))}")
+            sets |= change.patch
     return sets
 
 

@@ -81,9 +81,9 @@ class SqliteStatements(Statements):
         return f"DELETE FROM {self.threads} WHERE id = :id", {"id": thread_id}
 
     def _filled(self, name: str, compose: Callable[[int], str], rows: Sequence[list[Any]]) -> Iterator[Filled]:
-        at = 0
-        for size in SIZES:
-            while len(rows) - at >= size:
+        at, all_of_them = 0, len(rows)
+        for size in SIZES if rows else ():
+            while all_of_them - at >= size:
                 text = self._texts.get((name, size))
                 if text is None:
                     text = self._texts[name, size] = compose(size)

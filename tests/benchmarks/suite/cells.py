@@ -188,7 +188,7 @@ CELLS: tuple[Cell, ...] = (
         _sides(inside("dispatch", 1, "four"), inside("handler", 1, "four")),
         ("memory",),
     ),
-    Cell("store/turn", "a turn of four yields", _sides(inside("store_turn"), inside("store_bare", 150))),
+    Cell("store/turn", "a turn of four yields", _sides(inside("store_turn", 150), inside("store_bare", 150))),
     Cell("statements/turn", "a turn of four yields", _sides(inside("round_trips", 20), inside("by_hand", 20))),
     *(_fan(n) for n in range(3)),
     Cell(

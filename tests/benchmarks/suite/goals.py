@@ -62,7 +62,8 @@ def goals() -> Iterator[Goal]:
         yield Goal("CPU of 1,000 turns, 32 at once, server and database", kind, 0.5, _cpu(kind), unit=" s")
         yield Goal("events a second, turns of 200", kind, 10_000, _median("stream/200", kind, "rate"), True)
         yield Goal("shown events lost by kill -9", kind, 0, _median("stream/200", kind, "lost"))
-        yield Goal("the store's time, of the bare driver's", kind, 1.2, _ratio("store/turn", kind, "micros"))
+        if kind == "postgres":
+            yield Goal("the store's time, of the bare driver's", kind, 1.2, _ratio("store/turn", kind, "micros"))
         for readers in (10, 100, 500):
             yield Goal(
                 f"frames a second to {readers}, of the ceiling", kind, 0.9, _ratio(f"fanout/{readers}", kind), True
