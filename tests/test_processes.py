@@ -1119,6 +1119,8 @@ async def test_what_a_process_that_stood_still_had_handed_to_the_database_is_not
             assert isinstance(store, SqliteStore)
             handed, again = asyncio.Event(), asyncio.Event()
             beats, flush = store.beat, store._flush
+            if store._flusher is not None:  # else it may take what comes now along
+                await asyncio.wait([store._flusher])
 
             async def late() -> None:
                 handed.set()

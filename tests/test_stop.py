@@ -15,6 +15,7 @@ import pytest
 from dooers import DispatchError, HandlerError, InvalidValueError, WorkerConfig, WorkerServer
 from dooers.dispatch import DispatchStream
 from dooers.models import Change
+from dooers.stores.sqlite import SqliteStore
 from dooers.testing import Closed, WorkerClient
 
 WHO: dict[str, Any] = {"organization_id": "org-1", "workspace_id": "ws-1", "user_id": "user-1"}
@@ -515,9 +516,22 @@ async def test_a_worker_that_closes_waits_for_messages_that_are_being_stored(tmp
         yield send.text("answered")
 
     async with WorkerClient(worker, handler=handler) as client:
+        store = worker._parts.store()
+        assert isinstance(store, SqliteStore)
+        handed, go_on, flush = asyncio.Event(), asyncio.Event(), store._flush
+
+        async def late() -> None:
+            handed.set()
+            await go_on.wait()
+            await flush()
+
+        store._flush = late  # type: ignore[method-assign]
         client.post("event.create", GO)
-        await until(lambda: bool(worker._parts.runner()._admission.opening))
-        await worker.close()
+        await handed.wait()
+        closing = asyncio.create_task(worker.close())
+        await until(lambda: worker._parts.runner()._admission.closing)
+        go_on.set()
+        await closing
     again = WorkerServer(WorkerConfig(database_type="sqlite", database_name=path))
     (thread,) = await (await again.repository()).list_threads()
     assert await texts_of(again, thread.id) == ["go", "answered"]
