@@ -252,6 +252,8 @@ class SqliteStore:
         return bool(await self._change_alone([self._sql.swap_setting(worker_id, field_id, was, value)]))
 
     async def _change_alone(self, statements: list[Statement]) -> list[sqlite3.Row]:
+        """Run these in one transaction. They may alter nothing that `GroupWriter` knows of threads and runs: it would not notice."""
+
         def work(connection: sqlite3.Connection) -> list[sqlite3.Row]:
             begin(connection, self._given_up, self._patience)
             try:
