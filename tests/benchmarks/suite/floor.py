@@ -6,7 +6,6 @@ Microseconds of CPU a turn: of the main thread, and where there are others, of t
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from uuid import uuid4
 
 from attrs import Factory, define
 
+from benchmarks.suite.inside import timed
 from benchmarks.suite.limit_stores import Keeper, Row, keeper_of
 
 __all__ = ["frames", "keeping", "skeleton", "used"]
@@ -24,18 +24,8 @@ STEPS = 3
 
 async def used(turn: Callable[[int], Awaitable[Any]], people: int, seconds: float) -> tuple[float, float]:
     """Microseconds of a turn, of this thread and of the others, while so many have one after the other."""
-    count, until = 0, time.perf_counter() + seconds
-    main, everything = time.thread_time(), time.process_time()
-
-    async def talk(person: int) -> None:
-        nonlocal count
-        while time.perf_counter() < until:
-            await turn(person)
-            count += 1
-
-    await asyncio.gather(*map(talk, range(people)))
-    main, everything = time.thread_time() - main, time.process_time() - everything
-    return main / count * 1e6, max(0.0, everything - main) / count * 1e6
+    found = await timed(turn, people, seconds)
+    return found["main"], max(0.0, found["cpu"] - found["main"])
 
 
 @define(eq=False)

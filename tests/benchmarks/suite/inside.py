@@ -41,7 +41,7 @@ MESSAGE = "What is there to say about it? It is a question of ordinary length."
 
 
 async def timed(work: Callable[[int], Awaitable[Any]], at_once: int, seconds: float) -> dict[str, float]:
-    """So many lanes, each of which does it again when it is done."""
+    """So many lanes, each of which does it again when it is done. Of the CPU, `main` is what this thread used."""
     count = 0
 
     async def lane(number: int) -> None:
@@ -52,11 +52,11 @@ async def timed(work: Callable[[int], Awaitable[Any]], at_once: int, seconds: fl
 
     until = time.perf_counter() + seconds / 5
     await asyncio.gather(*map(lane, range(at_once)))
-    count, began, cpu = 0, time.perf_counter(), time.process_time()
+    count, began, cpu, main = 0, time.perf_counter(), time.process_time(), time.thread_time()
     until = began + seconds
     await asyncio.gather(*map(lane, range(at_once)))
-    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-    return {"rate": count / wall, "micros": wall / count * 1e6, "cpu": cpu / count * 1e6}
+    main, cpu, wall = time.thread_time() - main, time.process_time() - cpu, time.perf_counter() - began
+    return {"rate": count / wall, "micros": wall / count * 1e6, "cpu": cpu / count * 1e6, "main": main / count * 1e6}
 
 
 async def dispatch(options: dict[str, Any], seconds: float, at_once: int, message: str) -> dict[str, float]:
